@@ -1,0 +1,4 @@
+//! Portcullis's compiler.
+
+pub mod model;
+pub mod op;

@@ -1,0 +1,115 @@
+//! Table operations: what the compiler wants done to the kernel's tables, in order, as data.
+//!
+//! Every operation is idempotent: `Put` replaces, `Delete` of what is absent is no error. A plan that
+//! failed midway is therefore resumed by running it again from the operation that failed.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use policy_common::address::Identity;
+use policy_common::endpoint::Endpoint;
+use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleKey};
+use policy_common::port::PortKey;
+
+/// One operation on one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// `policies[id] = header`.
+    PutPolicy {
+        /// Policy id of the page, not 0.
+        id: u32,
+        /// Its header.
+        header: PolicyHeader,
+    },
+    /// `policies[id] = 0`.
+    DeletePolicy {
+        /// Policy id of the page.
+        id: u32,
+    },
+    /// `peers[key] = bits`.
+    PutPeer {
+        /// Page and identity.
+        key: PeerKey,
+        /// Rules whose peers match the identity; never empty (an absent row means none).
+        bits: Box<RuleBits>,
+    },
+    /// Removes a row of `peers`.
+    DeletePeer {
+        /// Page and identity.
+        key: PeerKey,
+    },
+    /// `ports[key] = bits`.
+    PutPort {
+        /// Page, protocol and block of ports.
+        key: PortKey,
+        /// Rules whose ports contain the block.
+        bits: Box<RuleBits>,
+    },
+    /// Removes a row of `ports`.
+    DeletePort {
+        /// Page, protocol and block of ports.
+        key: PortKey,
+    },
+    /// `rules[key] = action`, admin and baseline tiers only.
+    PutRule {
+        /// Page and rule.
+        key: RuleKey,
+        /// What the rule does.
+        action: RuleAction,
+    },
+    /// Removes a row of `rules`.
+    DeleteRule {
+        /// Page and rule.
+        key: RuleKey,
+    },
+    /// Makes a row of `rule_counts` that starts at zero, unless it is there.
+    PutRuleCount {
+        /// Page and rule.
+        key: RuleKey,
+    },
+    /// Removes a row of `rule_counts`.
+    DeleteRuleCount {
+        /// Page and rule.
+        key: RuleKey,
+    },
+    /// `identity_v4/6[address] = identity`; atomic for a packet.
+    PutAddress {
+        /// The remote address.
+        address: IpAddr,
+        /// Its identity; may be 0 to shadow a covering prefix.
+        identity: Identity,
+    },
+    /// Removes a row of `identity_v4/6`.
+    DeleteAddress {
+        /// The remote address.
+        address: IpAddr,
+    },
+    /// `prefix_v4/6[prefix] = identity`.
+    PutPrefix {
+        /// The network, truncated to its prefix length.
+        prefix: IpNet,
+        /// Its identity.
+        identity: Identity,
+    },
+    /// Removes a row of `prefix_v4/6`.
+    DeletePrefix {
+        /// The network.
+        prefix: IpNet,
+    },
+    /// `endpoints[ifindex] = endpoint`. A change of policies and a change of epoch are never in one
+    /// operation, except for a row that was not there before.
+    PutEndpoint {
+        /// Host-side interface.
+        ifindex: u32,
+        /// The row.
+        endpoint: Endpoint,
+    },
+    /// Empties a row of `endpoints`. The programs are detached before.
+    DeleteEndpoint {
+        /// Host-side interface.
+        ifindex: u32,
+    },
+    /// Wait until every packet that began before has left the programs (an RCU grace period): rows
+    /// that only such a packet could still look up may go afterwards.
+    Barrier,
+}

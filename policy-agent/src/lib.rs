@@ -1,0 +1,1 @@
+//! Portcullis on a node: datastores, endpoints, dataplane, and what operators talk to.

@@ -1,0 +1,55 @@
+//! Addresses and the identities that stand for them: the keys of `identity_v4/6` and `prefix_v4/6`.
+
+use bytemuck::{Pod, Zeroable};
+
+/// A number for a set of remote addresses that no rule in force on this node tells apart.
+///
+/// 0 ([`Identity::UNKNOWN`]) is the identity of every address that no rule names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Identity {
+    /// The number itself.
+    pub id: u32,
+}
+
+impl Identity {
+    /// Matched by no peer of any rule in force.
+    pub const UNKNOWN: Self = Self { id: 0 };
+}
+
+/// An exact IPv4 address, octets in network order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct AddressV4 {
+    /// The four octets, most significant first.
+    pub octets: [u8; 4],
+}
+
+/// An exact IPv6 address, octets in network order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct AddressV6 {
+    /// The sixteen octets, most significant first.
+    pub octets: [u8; 16],
+}
+
+/// A key of the longest-prefix table of address type `A`.
+///
+/// The kernel wants the prefix length, in host order, in front of the data
+/// (<https://docs.kernel.org/bpf/map_lpm_trie.html>).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Prefix<A> {
+    /// Number of leading bits of `address` that count.
+    pub prefix_len: u32,
+    /// The network address; bits past `prefix_len` are zero.
+    pub address: A,
+}
+
+/// Key of `prefix_v4`.
+pub type PrefixV4 = Prefix<AddressV4>;
+/// Key of `prefix_v6`.
+pub type PrefixV6 = Prefix<AddressV6>;
+
+crate::pod_without_padding!(PrefixV4, 4 + size_of::<AddressV4>());
+crate::pod_without_padding!(PrefixV6, 4 + size_of::<AddressV6>());

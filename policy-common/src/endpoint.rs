@@ -1,0 +1,54 @@
+//! The `endpoints` table: what the programs know of one pod interface.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::{AddressV4, AddressV6};
+
+/// One pod interface on this node, found by the ifindex of its host side.
+///
+/// User space replaces a row in two steps, policies first and `epoch` second, and the programs
+/// read `epoch` before the policies: a verdict made with the old policies can then only ever be
+/// stored under the old epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Endpoint {
+    /// Grows whenever something that could revoke access of this endpoint's flows changed.
+    pub epoch: u32,
+    /// Endpoint id; 0 means that the row is empty. The lower 16 bits are a slot that is unique
+    /// among live endpoints; the upper 16 bits tell successive users of a slot apart.
+    pub id: u32,
+    /// Policy id that judges what enters the pod; 0 = not isolated for ingress.
+    pub ingress_policy: u32,
+    /// Policy id that judges what leaves the pod; 0 = not isolated for egress.
+    pub egress_policy: u32,
+    /// [`Endpoint::HAS_IPV4`] and [`Endpoint::HAS_IPV6`].
+    pub flags: u32,
+    /// The endpoint's own IPv4 address, where it has one.
+    pub ipv4: AddressV4,
+    /// The endpoint's own IPv6 address, where it has one.
+    pub ipv6: AddressV6,
+}
+
+impl Endpoint {
+    /// Flag: `ipv4` holds an address.
+    pub const HAS_IPV4: u32 = 1;
+    /// Flag: `ipv6` holds an address.
+    pub const HAS_IPV6: u32 = 2;
+
+    /// Whether any policy selects the pod, for either direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_isolated(&self) -> bool {
+        (self.ingress_policy | self.egress_policy) != 0
+    }
+}
+
+/// Key of `endpoints_ext`, the table for interfaces past the end of the `endpoints` array.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ifindex {
+    /// Interface index in the host's network namespace.
+    pub ifindex: u32,
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 40);

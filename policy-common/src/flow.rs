@@ -1,0 +1,309 @@
+//! Flows: their keys and values, and the pure rules of how a flow lives and dies.
+//!
+//! A flow is one connection as seen from one endpoint. Its key names the endpoint and the remote
+//! side, so both directions of a connection have one key, and one lookup answers "established?" and
+//! "reply?". Flows that were seen in one direction only live in `flows_new_*`; the first packet the
+//! other way moves them to `flows_v4/6`, where a flood of one-sided packets cannot evict them.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::{AddressV4, AddressV6};
+use crate::config::Timeouts;
+use crate::verdict::Direction;
+
+/// Key of the flow tables, for remote addresses of type `A`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Endpoint id.
+    pub endpoint: u32,
+    /// The other side's address.
+    pub remote: A,
+    /// The endpoint's port (TCP, UDP, SCTP), or the id of an ICMP query; else 0.
+    pub local_port: u16,
+    /// The other side's port; for ICMP queries 1 when the endpoint asks and 0 when it is asked; for
+    /// other ICMP type * 256 + code; else 0.
+    pub remote_port: u16,
+    /// L4 protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+
+/// Key of `flows_v4` and `flows_new_v4`.
+pub type FlowKeyV4 = FlowKey<AddressV4>;
+/// Key of `flows_v6` and `flows_new_v6`.
+pub type FlowKeyV6 = FlowKey<AddressV6>;
+
+crate::pod_without_padding!(FlowKeyV4, 12 + size_of::<AddressV4>());
+crate::pod_without_padding!(FlowKeyV6, 12 + size_of::<AddressV6>());
+
+/// Value of the flow tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Flow {
+    /// The endpoint's epoch when the flow was last judged.
+    pub epoch: u32,
+    /// Lower 32 bits of the jiffies clock at the last packet.
+    pub last_seen: u32,
+    /// Rule that allowed the flow, counted over all pages; `event::NO_RULE` where none was asked.
+    pub rule: u32,
+    /// One of the [`FlowState`] numbers.
+    pub state: u8,
+    /// [`Direction`] of the packet that began the flow, as a number.
+    pub initiator: u8,
+    /// [`Flow::NODE_ORIGIN`].
+    pub flags: u8,
+    /// Zero.
+    pub _pad: u8,
+}
+
+const _: () = assert!(size_of::<Flow>() == 16);
+
+impl Flow {
+    /// Flag: begun by a socket of this node, hence exempt from policy.
+    pub const NODE_ORIGIN: u8 = 1;
+}
+
+/// How far a flow has come. Numbers, not an enum, because they stand in a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowState;
+
+impl FlowState {
+    /// Seen in one direction.
+    pub const ONE_WAY: u8 = 1;
+    /// Seen in both directions.
+    pub const TWO_WAY: u8 = 2;
+    /// TCP FIN or SCTP SHUTDOWN seen.
+    pub const CLOSING: u8 = 3;
+    /// TCP RST or SCTP ABORT seen.
+    pub const RESET: u8 = 4;
+    /// Cut by a policy change; its packets drop until it begins anew.
+    pub const REVOKED: u8 = 5;
+}
+
+/// IANA protocol numbers (<https://www.iana.org/assignments/protocol-numbers>) that flows tell apart.
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// What a packet says about its connection's life, over all protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Signal {
+    /// Nothing special: data, UDP, an ICMP query, ...
+    None = 0,
+    /// Begins a connection and is never part of an older one: TCP SYN without ACK, SCTP INIT.
+    Open = 1,
+    /// TCP SYN with ACK, SCTP INIT ACK: the answer to [`Signal::Open`].
+    OpenReply = 2,
+    /// TCP FIN, SCTP SHUTDOWN or SHUTDOWN COMPLETE.
+    Close = 3,
+    /// TCP RST, SCTP ABORT.
+    Reset = 4,
+    /// An ICMP query's answer: may be judged, but never begins a flow.
+    ReplyOnly = 5,
+}
+
+/// TCP flag bits (RFC 9293, section 3.1).
+pub mod tcp_flag {
+    /// No more data from sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronize sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// Acknowledgment field significant.
+    pub const ACK: u8 = 0x10;
+}
+
+/// The signal in a TCP flags byte. RST wins over SYN, and SYN without ACK opens whatever else is set.
+#[inline(always)]
+#[must_use]
+pub const fn tcp_signal(flags: u8) -> Signal {
+    if flags & tcp_flag::RST != 0 {
+        Signal::Reset
+    } else if flags & tcp_flag::SYN != 0 {
+        if flags & tcp_flag::ACK != 0 {
+            Signal::OpenReply
+        } else {
+            Signal::Open
+        }
+    } else if flags & tcp_flag::FIN != 0 {
+        Signal::Close
+    } else {
+        Signal::None
+    }
+}
+
+/// The signal in the type of an SCTP packet's first chunk (RFC 9260, section 3.2).
+#[inline(always)]
+#[must_use]
+pub const fn sctp_signal(chunk_type: u8) -> Signal {
+    match chunk_type {
+        1 => Signal::Open,
+        2 => Signal::OpenReply,
+        6 => Signal::Reset,
+        7 | 14 => Signal::Close,
+        _ => Signal::None,
+    }
+}
+
+/// The state after a packet with `signal`. `reply` says whether it goes against the flow's
+/// initiator.
+#[inline(always)]
+#[must_use]
+pub const fn next_state(state: u8, signal: Signal, reply: bool) -> u8 {
+    match (state, signal) {
+        (FlowState::REVOKED, _) => FlowState::REVOKED,
+        (_, Signal::Reset) => FlowState::RESET,
+        (FlowState::RESET, _) => FlowState::RESET,
+        (_, Signal::Close) => FlowState::CLOSING,
+        (FlowState::CLOSING, _) => FlowState::CLOSING,
+        (FlowState::ONE_WAY, _) if reply => FlowState::TWO_WAY,
+        (state, _) => state,
+    }
+}
+
+/// How many jiffies a flow of `protocol` in `state` lives without a packet.
+#[inline(always)]
+#[must_use]
+pub const fn timeout(protocol: u8, state: u8, timeouts: &Timeouts) -> u32 {
+    match protocol {
+        protocol::TCP | protocol::SCTP => match state {
+            FlowState::ONE_WAY => timeouts.opening,
+            FlowState::TWO_WAY => timeouts.established,
+            FlowState::CLOSING => timeouts.closing,
+            FlowState::REVOKED => timeouts.revoked,
+            _ => timeouts.reset,
+        },
+        protocol::UDP => match state {
+            FlowState::ONE_WAY => timeouts.udp_one_way,
+            _ => timeouts.udp_two_way,
+        },
+        protocol::ICMP | protocol::ICMPV6 => timeouts.icmp,
+        _ => timeouts.other,
+    }
+}
+
+/// Whether a flow last seen at `last_seen` is over at `now`; both are wrapping jiffies.
+#[inline(always)]
+#[must_use]
+pub const fn is_expired(now: u32, last_seen: u32, timeout: u32) -> bool {
+    // A packet on another CPU may have written a slightly later time: that is age 0, not 2^32 - 1.
+    let age = now.wrapping_sub(last_seen);
+    age as i32 >= 0 && age > timeout
+}
+
+/// The other direction.
+#[inline(always)]
+#[must_use]
+pub const fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Ingress => Direction::Egress,
+        Direction::Egress => Direction::Ingress,
+    }
+}
+
+/// Key of `fragments`: a datagram whose first fragment was seen. IPv4 in the first four octets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Source address.
+    pub saddr: [u8; 16],
+    /// Destination address.
+    pub daddr: [u8; 16],
+    /// Fragment identification; 16 bits in IPv4.
+    pub identification: u32,
+    /// Endpoint id: the same datagram passes two endpoints of one node.
+    pub endpoint: u32,
+    /// L4 protocol number.
+    pub protocol: u8,
+    /// `Direction` as a number.
+    pub direction: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// Zero.
+    pub _pad: u8,
+}
+
+/// Value of `fragments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FragmentPorts {
+    /// `FlowKey::local_port` of the datagram.
+    pub local_port: u16,
+    /// `FlowKey::remote_port` of the datagram.
+    pub remote_port: u16,
+    /// Lower 32 bits of the jiffies clock at the first fragment.
+    pub seen: u32,
+}
+
+const _: () = assert!(size_of::<FragmentKey>() == 44);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tcp_signals() {
+        use tcp_flag::{ACK, FIN, RST, SYN};
+        let rows = [
+            ("bare SYN", SYN, Signal::Open),
+            ("SYN with FIN still opens", SYN | FIN, Signal::Open),
+            ("SYN ACK", SYN | ACK, Signal::OpenReply),
+            ("RST wins over SYN", RST | SYN, Signal::Reset),
+            ("RST ACK", RST | ACK, Signal::Reset),
+            ("FIN ACK", FIN | ACK, Signal::Close),
+            ("data", ACK, Signal::None),
+            ("no flags at all", 0, Signal::None),
+        ];
+        for (what, flags, expected) in rows {
+            assert_eq!(tcp_signal(flags), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn states_move_forward_only() {
+        use FlowState as S;
+        let rows = [
+            (S::ONE_WAY, Signal::None, false, S::ONE_WAY),
+            (S::ONE_WAY, Signal::OpenReply, true, S::TWO_WAY),
+            (S::ONE_WAY, Signal::Reset, true, S::RESET),
+            (S::TWO_WAY, Signal::None, false, S::TWO_WAY),
+            (S::TWO_WAY, Signal::Close, true, S::CLOSING),
+            (S::CLOSING, Signal::None, false, S::CLOSING),
+            (S::CLOSING, Signal::Reset, false, S::RESET),
+            (S::RESET, Signal::Close, false, S::RESET),
+            (S::REVOKED, Signal::Reset, true, S::REVOKED),
+        ];
+        for (state, signal, reply, expected) in rows {
+            assert_eq!(
+                next_state(state, signal, reply),
+                expected,
+                "{state} {signal:?} {reply}"
+            );
+        }
+    }
+
+    #[test]
+    fn expiry_survives_the_clock_wrapping() {
+        assert!(!is_expired(10, 10, 0));
+        assert!(is_expired(11, 10, 0));
+        assert!(!is_expired(5, u32::MAX - 4, 10));
+        assert!(is_expired(6, u32::MAX - 4, 10));
+        assert!(
+            !is_expired(10, 12, 0),
+            "a later time from another CPU is not an age"
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! The BPF maps: their names and default sizes.
+//!
+//! Names are at most 15 characters, the kernel's limit, and are also the names of the pins.
+
+/// Name of a map and the number of entries that it gets unless configured otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Name in the object, in the kernel, and of the pin.
+    pub name: &'static str,
+    /// Default number of entries; bytes for the ring buffer.
+    pub capacity: u32,
+}
+
+macro_rules! maps {
+    ($($(#[$doc:meta])* $id:ident = $name:literal, $capacity:expr;)+) => {
+        $($(#[$doc])* pub const $id: MapSpec = MapSpec { name: $name, capacity: $capacity };)+
+        /// Every map.
+        pub const ALL: &[MapSpec] = &[$($id,)+];
+    };
+}
+
+maps! {
+    /// ARRAY: ifindex -> `Endpoint`.
+    ENDPOINTS = "endpoints", 16_384;
+    /// HASH: `Ifindex` -> `Endpoint`, for what lies beyond the array's end.
+    ENDPOINTS_EXT = "endpoints_ext", 4_096;
+    /// HASH: `AddressV4` -> `Identity`.
+    IDENTITY_V4 = "identity_v4", 262_144;
+    /// HASH: `AddressV6` -> `Identity`.
+    IDENTITY_V6 = "identity_v6", 262_144;
+    /// LPM_TRIE: `PrefixV4` -> `Identity`.
+    PREFIX_V4 = "prefix_v4", 65_536;
+    /// LPM_TRIE: `PrefixV6` -> `Identity`.
+    PREFIX_V6 = "prefix_v6", 65_536;
+    /// ARRAY: policy id -> `PolicyHeader`.
+    POLICIES = "policies", 8_192;
+    /// HASH: `PeerKey` -> `RuleBits`.
+    PEERS = "peers", 262_144;
+    /// LPM_TRIE: `PortKey` -> `RuleBits`.
+    PORTS = "ports", 131_072;
+    /// HASH: `RuleKey` -> `RuleAction`, admin and baseline tiers only.
+    RULES = "rules", 16_384;
+    /// PERCPU_HASH: `RuleKey` -> `RuleCount`.
+    RULE_COUNTS = "rule_counts", 65_536;
+    /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen both ways.
+    FLOWS_V4 = "flows_v4", 131_072;
+    /// LRU_HASH: `FlowKeyV6` -> `Flow`, seen both ways.
+    FLOWS_V6 = "flows_v6", 131_072;
+    /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen one way.
+    FLOWS_NEW_V4 = "flows_new_v4", 65_536;
+    /// LRU_HASH: `FlowKeyV6` -> `Flow`, seen one way.
+    FLOWS_NEW_V6 = "flows_new_v6", 65_536;
+    /// LRU_HASH: `FragmentKey` -> `FragmentPorts`.
+    FRAGMENTS = "fragments", 8_192;
+    /// PERCPU_ARRAY: `verdict::counter_index` -> `Counter`.
+    COUNTERS = "counters", 2 * crate::verdict::REASON_SLOTS;
+    /// PERCPU_ARRAY of one: `EventBudget`.
+    EVENT_BUDGET = "event_budget", 1;
+    /// RINGBUF of `Event`; the capacity is in bytes.
+    EVENTS = "events", 1 << 20;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_the_kernel_and_are_unique() {
+        let mut names: Vec<_> = ALL.iter().map(|map| map.name).collect();
+        assert!(names.iter().all(|name| name.len() <= 15));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

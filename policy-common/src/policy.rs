@@ -1,0 +1,263 @@
+//! Rule lists as the programs see them: bit vectors, their keys, and the order of tiers.
+//!
+//! A rule list is cut into pages of [`RULES_PER_PAGE`] rules. A page has a policy id of its own, a
+//! header row in `policies`, and rows in `peers` and `ports`; the header names the next page.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Number of 64-bit words in one bit vector.
+pub const WORDS: usize = 16;
+/// Rules that one bit vector holds.
+pub const RULES_PER_PAGE: u32 = WORDS as u32 * 64;
+/// Pages that one rule list may have; a longer list is refused and its subjects fail closed.
+pub const MAX_PAGES: u32 = 4;
+
+/// Which rules of a page match: bit `n` of the vector is rule `n`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct RuleBits {
+    /// Bit `w` is set when `words[w]` is not zero.
+    pub summary: u64,
+    /// The bits, rule 0 in the lowest bit of the first word.
+    pub words: [u64; WORDS],
+}
+
+impl Default for RuleBits {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
+
+impl RuleBits {
+    /// No rule matches.
+    pub const EMPTY: Self = Self {
+        summary: 0,
+        words: [0; WORDS],
+    };
+
+    /// Marks rule `index` of the page; `index` must be below [`RULES_PER_PAGE`].
+    pub fn set(&mut self, index: u32) {
+        let word = (index / 64) as usize;
+        self.words[word] |= 1 << (index % 64);
+        self.summary |= 1 << word;
+    }
+
+    /// Whether rule `index` is marked; false past the end.
+    #[must_use]
+    pub fn contains(&self, index: u32) -> bool {
+        self.words
+            .get((index / 64) as usize)
+            .is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    /// Whether no rule is marked.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.summary == 0
+    }
+
+    /// Marks every rule that `other` marks.
+    pub fn union(&mut self, other: &Self) {
+        self.summary |= other.summary;
+        for (word, more) in self.words.iter_mut().zip(other.words) {
+            *word |= more;
+        }
+    }
+}
+
+/// Value of `policies`: the header of one page, by policy id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PolicyHeader {
+    /// [`PolicyHeader::VALID`] and the flags beside it.
+    pub flags: u32,
+    /// Policy id of the next page, 0 on the last.
+    pub next_page: u32,
+    /// Rules before this index, counted within the page, are of the admin tier.
+    pub network_policy_start: u16,
+    /// Rules from this index on are of the baseline tier.
+    pub baseline_start: u16,
+    /// Number of rules on this page.
+    pub rules: u16,
+    /// Zero.
+    pub _pad: u16,
+}
+
+impl PolicyHeader {
+    /// The row is filled; an endpoint that points to a row without this flag drops.
+    pub const VALID: u32 = 1;
+    /// A NetworkPolicy isolates the subject: what no rule of its tier allows is denied.
+    pub const ISOLATED: u32 = 2;
+    /// Every rule of the page admits every protocol and port: no lookup in `ports`.
+    pub const ANY_PORT: u32 = 4;
+    /// Identity 0 matches no rule of the page: no lookup in `peers` for it.
+    pub const UNKNOWN_MATCHES_NONE: u32 = 8;
+    /// Some rule names an ipBlock: an address without an exact row is looked up in `prefix_*`.
+    pub const HAS_PREFIXES: u32 = 16;
+}
+
+/// Key of `peers`: which rules of a page have a peer that matches this identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct PeerKey {
+    /// Policy id of the page.
+    pub policy: u32,
+    /// Identity of the remote address.
+    pub identity: u32,
+}
+
+/// Key of `rules` and `rule_counts`: one rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct RuleKey {
+    /// Policy id of the page.
+    pub policy: u32,
+    /// Index of the rule within the page.
+    pub rule: u32,
+}
+
+/// Value of `rules`: what a rule of the admin or baseline tier does. NetworkPolicy rules have no
+/// row, since they can only allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RuleAction {
+    /// One of the numbers beside this field.
+    pub action: u32,
+}
+
+impl RuleAction {
+    /// Drop the packet.
+    pub const DENY: u32 = 0;
+    /// Let the packet through.
+    pub const ALLOW: u32 = 1;
+    /// Admin tier only: go on with the NetworkPolicy tier.
+    pub const PASS: u32 = 2;
+}
+
+/// Value of `rule_counts`, one per CPU: how many verdicts a rule decided. Rows are made by user
+/// space; packets of established flows are not counted here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RuleCount {
+    /// Number of verdicts.
+    pub verdicts: u64,
+}
+
+/// The tier of a rule, by its index within a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Tier {
+    /// Cluster administrator's rules: allow, deny, pass.
+    Admin = 0,
+    /// NetworkPolicy: allow, else deny when isolated.
+    NetworkPolicy = 1,
+    /// Defaults of the cluster: allow or deny.
+    Baseline = 2,
+}
+
+impl PolicyHeader {
+    /// The tier of rule `index` of this page.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tier(&self, index: u32) -> Tier {
+        if index < self.network_policy_start as u32 {
+            Tier::Admin
+        } else if index < self.baseline_start as u32 {
+            Tier::NetworkPolicy
+        } else {
+            Tier::Baseline
+        }
+    }
+}
+
+/// The first rule at or after `from` that both vectors mark.
+#[inline(always)]
+#[must_use]
+pub fn first_match(peers: &RuleBits, ports: &RuleBits, from: u32) -> Option<u32> {
+    let mut candidates = peers.summary & ports.summary & (u64::MAX << (from / 64));
+    let mut mask = u64::MAX << (from % 64);
+    let mut skip_mask_word = from / 64;
+    // At most one turn a word; the bound is for the verifier.
+    for _ in 0..WORDS {
+        if candidates == 0 {
+            return None;
+        }
+        let word = candidates.trailing_zeros();
+        if word != skip_mask_word {
+            mask = u64::MAX;
+            skip_mask_word = word;
+        }
+        let index = word as usize & (WORDS - 1);
+        let hits = peers.words[index] & ports.words[index] & mask;
+        if hits != 0 {
+            return Some(word * 64 + hits.trailing_zeros());
+        }
+        candidates &= candidates - 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bits(rules: &[u32]) -> RuleBits {
+        let mut bits = RuleBits::EMPTY;
+        for rule in rules {
+            bits.set(*rule);
+        }
+        bits
+    }
+
+    proptest! {
+        #[test]
+        fn first_match_is_the_least_common_rule(
+            a in prop::collection::vec(0..RULES_PER_PAGE, 0..40),
+            b in prop::collection::vec(0..RULES_PER_PAGE, 0..40),
+            from in 0..RULES_PER_PAGE,
+        ) {
+            let naive = (from..RULES_PER_PAGE).find(|rule| a.contains(rule) && b.contains(rule));
+            prop_assert_eq!(first_match(&bits(&a), &bits(&b), from), naive);
+        }
+
+        #[test]
+        fn dense_vectors_too(seed in any::<[u64; WORDS]>(), other in any::<[u64; WORDS]>()) {
+            let build = |words: [u64; WORDS]| {
+                let mut bits = RuleBits::EMPTY;
+                for rule in 0..RULES_PER_PAGE {
+                    if words[(rule / 64) as usize] >> (rule % 64) & 1 == 1 {
+                        bits.set(rule);
+                    }
+                }
+                bits
+            };
+            let (a, b) = (build(seed), build(other));
+            let naive = (0..RULES_PER_PAGE).find(|rule| a.contains(*rule) && b.contains(*rule));
+            prop_assert_eq!(first_match(&a, &b, 0), naive);
+        }
+    }
+
+    #[test]
+    fn tiers_by_index() {
+        let header = PolicyHeader {
+            network_policy_start: 2,
+            baseline_start: 5,
+            rules: 6,
+            ..PolicyHeader::default()
+        };
+        let tiers: Vec<_> = (0..6).map(|rule| header.tier(rule)).collect();
+        use Tier::{Admin, Baseline, NetworkPolicy};
+        assert_eq!(
+            tiers,
+            [
+                Admin,
+                Admin,
+                NetworkPolicy,
+                NetworkPolicy,
+                NetworkPolicy,
+                Baseline
+            ]
+        );
+    }
+}
