@@ -21,8 +21,8 @@ pub struct FlowKey<A> {
     pub remote: A,
     /// The endpoint's port (TCP, UDP, SCTP), or the id of an ICMP query; else 0.
     pub local_port: u16,
-    /// The other side's port; for ICMP queries 1 when the endpoint asks and 0 when it is asked; for
-    /// other ICMP type * 256 + code; else 0.
+    /// The other side's port. For ICMP queries the query's type * 256, plus 1 when the endpoint asks;
+    /// for other ICMP type * 256 + code. Else 0.
     pub remote_port: u16,
     /// L4 protocol number.
     pub protocol: u8,
@@ -110,8 +110,9 @@ pub enum Signal {
     Close = 3,
     /// TCP RST, SCTP ABORT.
     Reset = 4,
-    /// An ICMP query's answer: may be judged, but never begins a flow.
-    ReplyOnly = 5,
+    /// An ICMP query's answer, an ICMP error, or another message that asks for no answer: may be
+    /// judged, but never begins a flow, so that it cannot make way for what goes the other way.
+    NoFlow = 5,
 }
 
 /// TCP flag bits (RFC 9293, section 3.1).

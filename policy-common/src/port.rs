@@ -7,11 +7,19 @@ use bytemuck::{Pod, Zeroable};
 /// Prefix lengths in use: [`PortKey::ANY_PROTOCOL`] (rules without ports), [`PortKey::ANY_PORT`]
 /// (rules for every port of a protocol), and up to 16 bits more for a block of ports. The longest
 /// match carries the rules of every shorter one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct PortKey {
-    /// Number of leading bits that count, of the fields below.
+    /// Number of leading bits of `data` that count.
     pub prefix_len: u32,
+    /// What they are compared with.
+    pub data: PortData,
+}
+
+/// The data of a [`PortKey`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct PortData {
     /// Policy id of the page, host order (always matched whole).
     pub policy: u32,
     /// L4 protocol number.
@@ -49,10 +57,7 @@ impl PortKey {
     pub const fn block(policy: u32, protocol: u8, block: PortBlock) -> Self {
         Self {
             prefix_len: Self::ANY_PORT + block.bits as u32,
-            policy,
-            protocol,
-            _pad: 0,
-            port: block.first.to_be_bytes(),
+            data: PortData::new(policy, protocol, block.first),
         }
     }
 
