@@ -43,13 +43,7 @@ impl PortKey {
     /// The key that matches every protocol and port.
     #[must_use]
     pub const fn any_protocol(policy: u32) -> Self {
-        Self {
-            prefix_len: Self::ANY_PROTOCOL,
-            policy,
-            protocol: 0,
-            _pad: 0,
-            port: [0, 0],
-        }
+        Self { prefix_len: Self::ANY_PROTOCOL, data: PortData::new(policy, 0, 0) }
     }
 
     /// The key of a block of ports of one protocol.
@@ -65,13 +59,16 @@ impl PortKey {
     #[inline(always)]
     #[must_use]
     pub const fn exact(policy: u32, protocol: u8, port: u16) -> Self {
-        Self {
-            prefix_len: Self::EXACT,
-            policy,
-            protocol,
-            _pad: 0,
-            port: port.to_be_bytes(),
-        }
+        Self { prefix_len: Self::EXACT, data: PortData::new(policy, protocol, port) }
+    }
+}
+
+impl PortData {
+    /// Data from a policy id, a protocol and a port, all in host order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(policy: u32, protocol: u8, port: u16) -> Self {
+        Self { policy, protocol, _pad: 0, port: port.to_be_bytes() }
     }
 }
 
