@@ -1,1 +1,3 @@
 //! Portcullis on a node: datastores, endpoints, dataplane, and what operators talk to.
+
+pub mod dataplane;

@@ -41,6 +41,8 @@ pub struct Timeouts {
     pub other: u32,
     /// TCP and SCTP flows that a policy change cut.
     pub revoked: u32,
+    /// Fragments after their first one.
+    pub fragment: u32,
 }
 
 impl Timeouts {
@@ -56,6 +58,7 @@ impl Timeouts {
         icmp: 30,
         other: 600,
         revoked: 1_800,
+        fragment: 30,
     };
 
     /// These times, taken as seconds, in jiffies of a kernel that counts `hz` a second; capped so
@@ -80,6 +83,7 @@ impl Timeouts {
             icmp: scale(self.icmp, hz),
             other: scale(self.other, hz),
             revoked: scale(self.revoked, hz),
+            fragment: scale(self.fragment, hz),
         }
     }
 }

@@ -227,7 +227,8 @@ pub struct FragmentKey {
     pub identification: u32,
     /// Endpoint id: the same datagram passes two endpoints of one node.
     pub endpoint: u32,
-    /// L4 protocol number.
+    /// L4 protocol number for IPv4 (RFC 791: identifications are per protocol), 0 for IPv6 (RFC 8200:
+    /// they are not, and a later fragment need not know its protocol).
     pub protocol: u8,
     /// `Direction` as a number.
     pub direction: u8,
@@ -247,6 +248,10 @@ pub struct FragmentPorts {
     pub remote_port: u16,
     /// Lower 32 bits of the jiffies clock at the first fragment.
     pub seen: u32,
+    /// L4 protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<FragmentKey>() == 44);

@@ -1,1 +1,9 @@
 //! What the tests on the real kernel share.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's set-up that fails should fail the test, where it stands"
+)]
+
+pub mod packet;
+pub mod testrun;

@@ -1,0 +1,366 @@
+//! Attaching: the only file that knows TC's own directions.
+//!
+//! From 6.6 on a program is attached by a TCX link, below by a filter of the clsact qdisc. Both stay
+//! when this process ends: a TCX link by its pin `links/IFINDEX-PROGRAM`; a clsact filter by itself,
+//! with the program pinned under the same name as a mark of what is ours.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
+    qdisc_add_clsact,
+};
+use aya::programs::{Link, ProgramError, SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use nix::net::if_::{if_indextoname, if_nametoindex};
+
+use super::error::AttachError;
+use super::load::{FROM_POD, TO_POD};
+
+/// The pod's egress enters the host on the veth, and its ingress leaves the host there.
+const PROGRAMS: [(&str, TcAttachType); 2] = [
+    (FROM_POD, TcAttachType::Ingress),
+    (TO_POD, TcAttachType::Egress),
+];
+
+/// Our place among clsact filters: before those that tools add without a priority.
+const PRIORITY: u16 = 50;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By TCX links, kernel 6.6 and later.
+    Tcx,
+    /// By filters of the clsact qdisc.
+    Clsact,
+}
+
+impl Mode {
+    /// The word shown by `policyctl status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+
+    fn of_this_kernel() -> Self {
+        match KernelVersion::current() {
+            Ok(version) if version < KernelVersion::new(6, 6, 0) => Self::Clsact,
+            _ => Self::Tcx,
+        }
+    }
+}
+
+/// An interface that the programs are attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its index in the host's network namespace.
+    pub ifindex: u32,
+    /// Its name when the programs were attached.
+    pub interface: String,
+    /// How.
+    pub mode: Mode,
+    /// Kernel's id of `from_pod`, 0 when unknown.
+    pub from_pod_program_id: u32,
+    /// Kernel's id of `to_pod`, 0 when unknown.
+    pub to_pod_program_id: u32,
+}
+
+/// What holds the programs at an interface.
+pub(super) struct Attachment {
+    ifindex: u32,
+    interface: String,
+    mode: Mode,
+    /// Kept open beside their pins, for TCX.
+    _links: Vec<FdLink>,
+}
+
+impl Attachment {
+    pub(super) fn describe(&self, ebpf: &Ebpf) -> Attached {
+        let id = |name| {
+            ebpf.program(name)
+                .and_then(|program| program.info().ok())
+                .map_or(0, |info| info.id())
+        };
+        Attached {
+            ifindex: self.ifindex,
+            interface: self.interface.clone(),
+            mode: self.mode,
+            from_pod_program_id: id(FROM_POD),
+            to_pod_program_id: id(TO_POD),
+        }
+    }
+}
+
+/// Attaches both programs, replacing those of an earlier agent atomically.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    links_dir: &Path,
+    ifindex: u32,
+    interface: &str,
+) -> Result<Attachment, AttachError> {
+    let interface = current_name(ifindex, interface)?;
+    let mode = Mode::of_this_kernel();
+    let mut links = Vec::new();
+    for (name, attach_type) in PROGRAMS {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(AttachError::NotLoaded(name))?;
+        let pin = pin_path(links_dir, ifindex, name);
+        let attached = match mode {
+            Mode::Tcx => attach_tcx(program, &interface, attach_type, &pin).map(|link| {
+                links.push(link);
+            }),
+            Mode::Clsact => attach_clsact(program, &interface, attach_type, &pin),
+        };
+        if let Err(error) = attached {
+            return Err(explain(error, name, ifindex, &interface, &pin));
+        }
+    }
+    // The name was resolved before: make sure that it still means the same interface.
+    if if_nametoindex(interface.as_str()).ok() != Some(ifindex) {
+        let attachment = Attachment {
+            ifindex,
+            interface: interface.clone(),
+            mode,
+            _links: links,
+        };
+        detach(links_dir, attachment)?;
+        return Err(AttachError::InterfaceGone { ifindex, interface });
+    }
+    Ok(Attachment {
+        ifindex,
+        interface,
+        mode,
+        _links: links,
+    })
+}
+
+/// An attach step's failure, before it is known what it means.
+enum Failure {
+    Program(ProgramError),
+    Pin(io::Error),
+}
+
+impl From<ProgramError> for Failure {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
+fn explain(
+    failure: Failure,
+    program: &'static str,
+    ifindex: u32,
+    interface: &str,
+    pin: &Path,
+) -> AttachError {
+    if current_name(ifindex, interface).is_err() {
+        return AttachError::InterfaceGone {
+            ifindex,
+            interface: interface.to_owned(),
+        };
+    }
+    match failure {
+        Failure::Program(source) => AttachError::Attach {
+            program,
+            interface: interface.to_owned(),
+            source,
+        },
+        Failure::Pin(source) => AttachError::Pin {
+            path: pin.to_owned(),
+            source,
+        },
+    }
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    interface: &str,
+    attach_type: TcAttachType,
+    pin: &Path,
+) -> Result<FdLink, Failure> {
+    if let Some(link) = replace_tcx(program, pin)? {
+        return Ok(link);
+    }
+    // First in line, so that another program's "pass" cannot end the walk before ours.
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(interface, attach_type, order)?;
+    let pinned = take_fd(program, id)?
+        .pin(pin)
+        .map_err(|error| Failure::Pin(io::Error::other(error)))?;
+    Ok(FdLink::from(pinned))
+}
+
+/// Puts our program into the link that an earlier agent pinned; `None` when there is none that lives.
+fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<Option<FdLink>, Failure> {
+    let Ok(pinned) = PinnedLink::from_pin(pin) else {
+        return remove_pin(pin).map(|()| None);
+    };
+    let link = SchedClassifierLink::try_from(FdLink::from(pinned))
+        .map_err(|error| Failure::Pin(io::Error::other(error)))?;
+    match program.attach_to_link(link) {
+        Ok(id) => Ok(Some(take_fd(program, id)?)),
+        // The link's interface is gone, and its index in use again.
+        Err(_) => remove_pin(pin).map(|()| None),
+    }
+}
+
+fn take_fd(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<FdLink, Failure> {
+    let link = program.take_link(id)?;
+    FdLink::try_from(link).map_err(|error| Failure::Pin(io::Error::other(error)))
+}
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    attach_type: TcAttachType,
+    pin: &Path,
+) -> Result<(), Failure> {
+    match qdisc_add_clsact(interface) {
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        other => other.map_err(ProgramError::from)?,
+    }
+    let options = NlOptions {
+        priority: PRIORITY,
+        handle: HANDLE,
+        classid: None,
+    };
+    let attached =
+        program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options));
+    let id = match attached {
+        Err(ProgramError::TcError(TcError::NetlinkError(error)))
+            if error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            let old = clsact_link(interface, attach_type).map_err(Failure::Pin)?;
+            program.attach_to_link(old)?
+        }
+        other => other?,
+    };
+    // Dropping the link would detach the filter; it is found again by priority and handle.
+    std::mem::forget(program.take_link(id)?);
+    remove_pin(pin)?;
+    program
+        .pin(pin)
+        .map_err(|error| Failure::Pin(io::Error::other(error)))
+}
+
+fn clsact_link(interface: &str, attach_type: TcAttachType) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, attach_type, PRIORITY, HANDLE, None)
+}
+
+/// Detaches both programs; what is gone already is no error.
+pub(super) fn detach(links_dir: &Path, attachment: Attachment) -> Result<(), AttachError> {
+    let Attachment {
+        ifindex,
+        interface,
+        mode,
+        _links: links,
+    } = attachment;
+    for (name, attach_type) in PROGRAMS {
+        if mode == Mode::Clsact {
+            detach_clsact(ifindex, &interface, attach_type);
+        }
+        let pin = pin_path(links_dir, ifindex, name);
+        remove_pin(&pin).map_err(|failure| explain(failure, name, ifindex, &interface, &pin))?;
+    }
+    // The last reference to a TCX link, now that its pin is gone.
+    drop(links);
+    Ok(())
+}
+
+/// Best effort: a filter goes with its interface.
+fn detach_clsact(ifindex: u32, interface: &str, attach_type: TcAttachType) {
+    if let Ok(name) = current_name(ifindex, interface)
+        && let Ok(link) = clsact_link(&name, attach_type)
+        && let Err(error) = link.detach()
+    {
+        tracing::debug!(interface = name, %error, "clsact filter was already gone");
+    }
+}
+
+/// Removes what is pinned in `links_dir` for interfaces that are not in `keep`.
+pub(super) fn prune(
+    links_dir: &Path,
+    keep: &BTreeMap<u32, Attachment>,
+) -> Result<Vec<u32>, AttachError> {
+    let failed = |source| AttachError::Pin {
+        path: links_dir.to_owned(),
+        source,
+    };
+    let mut pruned = Vec::new();
+    for entry in fs::read_dir(links_dir).map_err(failed)? {
+        let pin = entry.map_err(failed)?.path();
+        let Some((ifindex, attach_type)) = parse_pin(&pin) else {
+            continue;
+        };
+        if keep.contains_key(&ifindex) {
+            continue;
+        }
+        if PinnedLink::from_pin(&pin).is_err() {
+            detach_clsact(ifindex, "", attach_type);
+        }
+        fs::remove_file(&pin).map_err(|source| AttachError::Pin {
+            path: pin.clone(),
+            source,
+        })?;
+        if !pruned.contains(&ifindex) {
+            pruned.push(ifindex);
+        }
+    }
+    Ok(pruned)
+}
+
+fn pin_path(links_dir: &Path, ifindex: u32, program: &str) -> PathBuf {
+    links_dir.join(format!("{ifindex}-{program}"))
+}
+
+fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType)> {
+    let (ifindex, program) = pin.file_name()?.to_str()?.split_once('-')?;
+    let (_, attach_type) = PROGRAMS.into_iter().find(|(name, _)| *name == program)?;
+    Some((ifindex.parse().ok()?, attach_type))
+}
+
+fn remove_pin(pin: &Path) -> Result<(), Failure> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::Pin(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The name that `ifindex` has now.
+fn current_name(ifindex: u32, last_known: &str) -> Result<String, AttachError> {
+    if_indextoname(ifindex)
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .ok_or_else(|| AttachError::InterfaceGone {
+            ifindex,
+            interface: last_known.to_owned(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_read_back_as_they_are_named() {
+        let dir = Path::new("/sys/fs/bpf/portcullis/links");
+        for (name, attach_type) in PROGRAMS {
+            let (ifindex, parsed) = parse_pin(&pin_path(dir, 42, name)).expect("our own name");
+            assert_eq!((ifindex, parsed as u8), (42, attach_type as u8));
+        }
+        for other in ["42", "x-from_pod", "42-other", "README"] {
+            assert!(parse_pin(&dir.join(other)).is_none(), "{other}");
+        }
+    }
+}

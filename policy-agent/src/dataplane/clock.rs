@@ -1,0 +1,24 @@
+//! The kernel's tick rate.
+
+use nix::time::{ClockId, clock_getres};
+
+/// Jiffies per second of the running kernel: the resolution of the coarse clock is one jiffy
+/// (clock_getres(2)). Falls back to 1000, the rate at which timeouts are the shortest they can be.
+pub(super) fn jiffies_per_second() -> u32 {
+    let Ok(resolution) = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE) else {
+        return 1000;
+    };
+    let nanoseconds = resolution.tv_sec() * 1_000_000_000 + resolution.tv_nsec();
+    match u32::try_from(1_000_000_000 / nanoseconds.max(1)) {
+        Ok(hz @ 24..=2000) => hz,
+        _ => 1000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn is_a_rate_that_linux_offers() {
+        assert!([100, 250, 300, 1000].contains(&super::jiffies_per_second()));
+    }
+}

@@ -1,0 +1,264 @@
+//! Loading: kernel check, sizes, constants, programs, pins.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::MapData;
+use aya::programs::SchedClassifier;
+use aya::util::KernelVersion;
+use aya::{EbpfError, EbpfLoader};
+use policy_common::config::{DatapathConfig, Timeouts};
+use policy_common::map;
+
+use super::error::LoadError;
+use super::row::Row;
+use super::tables::Tables;
+use super::{Dataplane, bpffs, clock};
+
+/// The eBPF object, empty when the build was told of none.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
+
+/// Programs in the object, by the name of their function.
+pub(super) const FROM_POD: &str = "from_pod";
+/// See [`FROM_POD`].
+pub(super) const TO_POD: &str = "to_pod";
+
+/// What the dataplane is loaded with.
+#[derive(Clone, Debug)]
+pub struct DataplaneConfig {
+    /// Directory for pins, on a BPF file system.
+    pub bpffs: PathBuf,
+    /// Whether drops are reported as events.
+    pub log_drops: bool,
+    /// Whether the programs log their slow-path decisions through aya-log.
+    pub log_decisions: bool,
+    /// Table sizes that differ from those of `policy_common::map`, by table name.
+    pub capacities: BTreeMap<String, u32>,
+    /// Flow timeouts in seconds.
+    pub timeouts: Timeouts,
+    /// Drop events per CPU and second.
+    pub events_per_second: u32,
+    /// Whether maps are pinned; tests that only run packets do without.
+    pub pin: bool,
+}
+
+impl Default for DataplaneConfig {
+    fn default() -> Self {
+        Self {
+            bpffs: PathBuf::from("/sys/fs/bpf/portcullis"),
+            log_drops: true,
+            log_decisions: false,
+            capacities: BTreeMap::new(),
+            timeouts: Timeouts::SECONDS,
+            events_per_second: 100,
+            pin: true,
+        }
+    }
+}
+
+pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    check_kernel()?;
+    raise_memlock_limit();
+    let capacities = capacities(&config.capacities)?;
+    if config.pin {
+        bpffs::prepare(&config.bpffs)?;
+    }
+
+    let hz = clock::jiffies_per_second();
+    let constants = Row(DatapathConfig {
+        timeouts: config.timeouts.to_jiffies(hz),
+        event_window: hz,
+        event_limit: if config.log_drops {
+            config.events_per_second
+        } else {
+            0
+        },
+        endpoint_slots: capacities[map::ENDPOINTS.name],
+        log_decisions: u32::from(config.log_decisions),
+    });
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONFIG", &constants, true);
+    for (name, capacity) in &capacities {
+        loader.map_max_entries(name, *capacity);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(refused)?;
+    for name in [FROM_POD, TO_POD] {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .ok_or(LoadError::Missing(name))?
+            .try_into()
+            .map_err(|source| LoadError::Program { name, source })?;
+        program
+            .load()
+            .map_err(|source| LoadError::Program { name, source })?;
+    }
+    let links_dir = config.bpffs.join("links");
+    if config.pin {
+        pin_maps(&ebpf, &config.bpffs)?;
+        fs::create_dir_all(&links_dir).map_err(|source| LoadError::Pin {
+            path: links_dir.clone(),
+            source,
+        })?;
+    }
+    let tables = Tables::new(&mut ebpf, &capacities)?;
+    Ok(Dataplane {
+        ebpf,
+        tables,
+        attachments: BTreeMap::new(),
+        links_dir,
+    })
+}
+
+fn check_kernel() -> Result<(), LoadError> {
+    match KernelVersion::current() {
+        Ok(version) if version < KernelVersion::new(5, 10, 0) => {
+            let found = nix::sys::utsname::uname()
+                .map(|name| name.release().to_string_lossy().into_owned())
+                .unwrap_or_default();
+            Err(LoadError::KernelTooOld { found })
+        }
+        // An unreadable version is no reason to refuse: the load itself tells.
+        _ => Ok(()),
+    }
+}
+
+/// Before 5.11 maps count against RLIMIT_MEMLOCK, which only CAP_SYS_RESOURCE may raise.
+fn raise_memlock_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let counted = KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 11, 0));
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+        && counted
+    {
+        tracing::warn!(%error, "cannot raise RLIMIT_MEMLOCK; loading maps may fail on this kernel");
+    }
+}
+
+/// The size of every map, configured or default.
+fn capacities(
+    configured: &BTreeMap<String, u32>,
+) -> Result<BTreeMap<&'static str, u32>, LoadError> {
+    let mut sizes: BTreeMap<&'static str, u32> = map::ALL
+        .iter()
+        .map(|spec| (spec.name, spec.capacity))
+        .collect();
+    for (name, size) in configured {
+        let Some(slot) = sizes.get_mut(name.as_str()) else {
+            let known: Vec<_> = map::ALL.iter().map(|spec| spec.name).collect();
+            return Err(LoadError::UnknownTable {
+                name: name.clone(),
+                known: known.join(", "),
+            });
+        };
+        let bad = |why| LoadError::BadTableSize {
+            name: name.clone(),
+            size: *size,
+            why,
+        };
+        if *size == 0 {
+            return Err(bad("it must be at least 1"));
+        }
+        if name == map::EVENTS.name && (!size.is_power_of_two() || *size < 4096) {
+            return Err(bad(
+                "the ring buffer's size in bytes is a power of two, 4096 or more",
+            ));
+        }
+        if [map::COUNTERS.name, map::EVENT_BUDGET.name].contains(&name.as_str()) {
+            return Err(bad("this table's size is fixed"));
+        }
+        *slot = *size;
+    }
+    Ok(sizes)
+}
+
+fn pin_maps(ebpf: &aya::Ebpf, dir: &Path) -> Result<(), LoadError> {
+    for spec in map::ALL {
+        let path = dir.join(spec.name);
+        let failed = |source| LoadError::Pin {
+            path: path.clone(),
+            source,
+        };
+        // An earlier agent's map: its programs hold it as long as they are attached.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let map = ebpf.map(spec.name).ok_or(LoadError::Missing(spec.name))?;
+        map.pin(&path)
+            .map_err(|error| failed(io::Error::other(error)))?;
+    }
+    Ok(())
+}
+
+/// Names the two common causes of a refused object.
+fn refused(error: EbpfError) -> LoadError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(io) = current.downcast_ref::<io::Error>() {
+            match io.raw_os_error() {
+                Some(libc::EPERM) => return LoadError::NotPermitted,
+                Some(libc::ENOSYS) => return LoadError::NoBpf,
+                _ => {}
+            }
+        }
+        cause = current.source();
+    }
+    LoadError::Object(error)
+}
+
+/// A map of the object, taken out of it.
+pub(super) fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<aya::maps::Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
+}
+
+/// A typed map of the object.
+pub(super) fn take_as<M>(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<M, LoadError>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    M::try_from(take(ebpf, name)?).map_err(|source| LoadError::Table { name, source })
+}
+
+/// The data type of every typed map here.
+pub(super) type Data = MapData;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked_by_name() {
+        let size = |name: &str, size| capacities(&BTreeMap::from([(name.to_owned(), size)]));
+        assert_eq!(
+            size("flows_v4", 1 << 20).expect("valid")["flows_v4"],
+            1 << 20
+        );
+        let refused = size("flows", 1).expect_err("unknown").to_string();
+        assert!(
+            refused.starts_with("unknown table \"flows\"; the tables are endpoints, "),
+            "{refused}"
+        );
+        assert!(
+            size("peers", 0)
+                .expect_err("zero")
+                .to_string()
+                .contains("at least 1")
+        );
+        assert!(
+            size("events", 5000)
+                .expect_err("odd")
+                .to_string()
+                .contains("power of two")
+        );
+        assert!(
+            size("counters", 5)
+                .expect_err("fixed")
+                .to_string()
+                .contains("fixed")
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! The kernel side: loads the programs, executes table operations, attaches to interfaces, reads
+//! counters and events.
+//!
+//! Direction of dependency: knows `policy_core::op` and `policy_common`, and nothing of Kubernetes.
+//! Invariants: an operation is either done or an error; nothing here decides what should be in a
+//! table; programs, maps and links are pinned, so enforcement outlives this process.
+
+mod attach;
+mod bpffs;
+mod clock;
+mod error;
+mod events;
+mod grace;
+mod load;
+mod row;
+mod tables;
+
+pub use attach::{Attached, Mode};
+pub use error::{ApplyError, AttachError, LoadError};
+pub use events::EventStream;
+pub use load::{DataplaneConfig, OBJECT};
+pub use tables::{CounterRow, TableUse};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use policy_core::op::Op;
+
+use attach::Attachment;
+use tables::Tables;
+
+/// The loaded programs and maps, and the interfaces that the programs are attached to.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    tables: Tables,
+    attachments: BTreeMap<u32, Attachment>,
+    links_dir: PathBuf,
+}
+
+impl Dataplane {
+    /// Checks the kernel, mounts bpffs where it is missing, loads the programs with tables of their
+    /// own, and pins the tables under `config.bpffs`. Programs that an earlier agent left attached
+    /// go on enforcing until [`Dataplane::attach`] replaces them or [`Dataplane::prune`] removes them.
+    pub fn load(config: &DataplaneConfig) -> Result<Self, LoadError> {
+        load::load(config)
+    }
+
+    /// Executes one operation. Idempotent: what failed may be tried again.
+    pub fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        self.tables.apply(op)
+    }
+
+    /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
+    /// place. Where an earlier agent's programs are attached, they are replaced without a gap.
+    pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
+        let attachment = attach::attach(&mut self.ebpf, &self.links_dir, ifindex, interface)?;
+        self.attachments.insert(ifindex, attachment);
+        Ok(())
+    }
+
+    /// Detaches both programs; an interface that is gone, or was never attached, is no error. To be
+    /// called before the endpoint's row is deleted.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        match self.attachments.remove(&ifindex) {
+            Some(attachment) => attach::detach(&self.links_dir, attachment),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what an earlier agent left attached to interfaces that are not attached now, and
+    /// returns the interfaces. To be called once every local endpoint is attached, never before.
+    pub fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
+        attach::prune(&self.links_dir, &self.attachments)
+    }
+
+    /// The interfaces that the programs are attached to.
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attached> {
+        self.attachments
+            .values()
+            .map(|attachment| attachment.describe(&self.ebpf))
+            .collect()
+    }
+
+    /// Use and capacity of every table. Counts rows one by one: for a person or a scrape, not a loop.
+    #[must_use]
+    pub fn tables(&self) -> Vec<TableUse> {
+        self.tables.usage()
+    }
+
+    /// Packets and bytes by direction and reason, summed over CPUs; every pair has a row.
+    pub fn counters(&self) -> Result<Vec<CounterRow>, ApplyError> {
+        self.tables.counters()
+    }
+
+    /// Events that were not sent since load: (because of the rate limit, because the buffer was full).
+    pub fn events_lost(&self) -> Result<(u64, u64), ApplyError> {
+        self.tables.events_lost()
+    }
+
+    /// The stream of drop events; may be taken once. Must be called within a tokio runtime.
+    pub fn events(&mut self) -> Result<EventStream, LoadError> {
+        events::stream(&mut self.ebpf)
+    }
+
+    /// The loaded object, for tests that run packets through the programs.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}

@@ -1,0 +1,64 @@
+//! The BPF maps. Names, meanings and default sizes are in `policy_common::map`; user space may load
+//! them with other sizes.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+};
+use aya_ebpf::macros::btf_map;
+use policy_common::address::{AddressV4, AddressV6, Identity};
+use policy_common::endpoint::{Endpoint, Ifindex};
+use policy_common::event::{Event, EventBudget};
+use policy_common::flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
+use policy_common::map;
+use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
+use policy_common::port::PortData;
+use policy_common::verdict::Counter;
+
+/// Rows appear with policies and pods: most nodes need a fraction of the capacity.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Exact remote addresses of one family.
+pub(crate) type IdentityTable<A> =
+    HashMap<A, Identity, { map::IDENTITY_V4.capacity as usize }, ON_DEMAND>;
+/// Prefixes of one family.
+pub(crate) type PrefixTable<A> = LpmTrie<A, Identity, { map::PREFIX_V4.capacity as usize }>;
+/// Flows of one family that were seen both ways.
+pub(crate) type FlowTable<A> = LruHashMap<FlowKey<A>, Flow, { map::FLOWS_V4.capacity as usize }>;
+/// Flows of one family that were seen one way.
+pub(crate) type NewFlowTable<A> =
+    LruHashMap<FlowKey<A>, Flow, { map::FLOWS_NEW_V4.capacity as usize }>;
+
+macro_rules! tables {
+    ($($id:ident, $name:literal: $type:ty;)+) => {
+        $(
+            #[btf_map(name = $name)]
+            pub(crate) static $id: $type = <$type>::new();
+        )+
+    };
+}
+
+tables! {
+    ENDPOINTS, "endpoints": Array<Endpoint, { map::ENDPOINTS.capacity as usize }>;
+    ENDPOINTS_EXT, "endpoints_ext":
+        HashMap<Ifindex, Endpoint, { map::ENDPOINTS_EXT.capacity as usize }, ON_DEMAND>;
+    IDENTITY_V4, "identity_v4": IdentityTable<AddressV4>;
+    IDENTITY_V6, "identity_v6": IdentityTable<AddressV6>;
+    PREFIX_V4, "prefix_v4": PrefixTable<AddressV4>;
+    PREFIX_V6, "prefix_v6": PrefixTable<AddressV6>;
+    POLICIES, "policies": Array<PolicyHeader, { map::POLICIES.capacity as usize }>;
+    PEERS, "peers": HashMap<PeerKey, RuleBits, { map::PEERS.capacity as usize }, ON_DEMAND>;
+    PORTS, "ports": LpmTrie<PortData, RuleBits, { map::PORTS.capacity as usize }>;
+    RULES, "rules": HashMap<RuleKey, RuleAction, { map::RULES.capacity as usize }, ON_DEMAND>;
+    RULE_COUNTS, "rule_counts":
+        PerCpuHashMap<RuleKey, RuleCount, { map::RULE_COUNTS.capacity as usize }, ON_DEMAND>;
+    FLOWS_V4, "flows_v4": FlowTable<AddressV4>;
+    FLOWS_V6, "flows_v6": FlowTable<AddressV6>;
+    FLOWS_NEW_V4, "flows_new_v4": NewFlowTable<AddressV4>;
+    FLOWS_NEW_V6, "flows_new_v6": NewFlowTable<AddressV6>;
+    FRAGMENTS, "fragments":
+        LruHashMap<FragmentKey, FragmentPorts, { map::FRAGMENTS.capacity as usize }>;
+    COUNTERS, "counters": PerCpuArray<Counter, { map::COUNTERS.capacity as usize }>;
+    EVENT_BUDGET, "event_budget": PerCpuArray<EventBudget, { map::EVENT_BUDGET.capacity as usize }>;
+    EVENTS, "events": RingBuf<Event, { map::EVENTS.capacity as usize }>;
+}

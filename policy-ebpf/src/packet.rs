@@ -1,0 +1,83 @@
+//! A parsed packet as seen from its endpoint.
+
+use policy_common::flow::{FlowKey, Signal};
+use policy_common::verdict::Direction;
+
+use crate::endpoint::Subject;
+use crate::family::Family;
+use crate::parse::{Fragment, Network, Transport};
+
+/// A packet, its flow's key, and what the slow path asks about it.
+pub(crate) struct Packet<F: Family> {
+    /// The key of the flow that the packet belongs to.
+    pub(crate) key: FlowKey<F::Address>,
+    /// Its direction, as a number (`Direction`).
+    pub(crate) direction: Direction,
+    /// What it says about the connection.
+    pub(crate) signal: Signal,
+    /// Which part of a datagram it is.
+    pub(crate) fragment: Fragment,
+    /// TCP flags, else 0.
+    pub(crate) tcp_flags: u8,
+    /// Source port as in events.
+    pub(crate) sport: u16,
+    /// Destination port as in events.
+    pub(crate) dport: u16,
+    /// Fragment identification.
+    pub(crate) identification: u32,
+    /// Source address.
+    pub(crate) saddr: F::Address,
+    /// Destination address.
+    pub(crate) daddr: F::Address,
+}
+
+impl<F: Family> Packet<F> {
+    /// Seen from `subject`.
+    #[inline(always)]
+    pub(crate) fn new(
+        subject: &Subject,
+        direction: Direction,
+        network: &Network<F>,
+        transport: &Transport,
+    ) -> Self {
+        let (remote, mut local_port, mut remote_port) = match direction {
+            Direction::Ingress => (network.saddr, transport.dport, transport.sport),
+            Direction::Egress => (network.daddr, transport.sport, transport.dport),
+        };
+        if network.protocol == F::ICMP {
+            (local_port, remote_port) = icmp_ports::<F>(direction, transport);
+        }
+        Self {
+            key: FlowKey {
+                endpoint: subject.id,
+                remote,
+                local_port,
+                remote_port,
+                protocol: network.protocol,
+                _pad: [0; 3],
+            },
+            direction,
+            signal: transport.signal,
+            fragment: network.fragment,
+            tcp_flags: transport.tcp_flags,
+            sport: transport.sport,
+            dport: transport.dport,
+            identification: network.identification,
+            saddr: network.saddr,
+            daddr: network.daddr,
+        }
+    }
+}
+
+/// The two port fields of an ICMP flow's key: a query and its answer share a key, and queries of the
+/// two sides never do, so that having asked does not mean that one may be asked.
+#[inline(always)]
+pub(crate) fn icmp_ports<F: Family>(direction: Direction, transport: &Transport) -> (u16, u16) {
+    match F::icmp_query(transport.icmp_type) {
+        Some((query, is_request)) => {
+            let endpoint_asks = is_request == matches!(direction, Direction::Egress);
+            (transport.sport, (query as u16) << 8 | endpoint_asks as u16)
+        }
+        None => (0, transport.dport),
+    }
+}
