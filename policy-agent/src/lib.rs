@@ -1,3 +1,5 @@
 //! Portcullis on a node: datastores, endpoints, dataplane, and what operators talk to.
 
 pub mod dataplane;
+pub mod datastore;
+pub mod endpoint;

@@ -1,0 +1,261 @@
+//! What the operator said, by flags and environment, becomes one validated [`Config`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tracing::Level;
+
+/// Settings as given: each flag is also an environment variable, and the flag wins.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Where policies and pods come from: `kubernetes`, or `files`, a directory of Kubernetes YAML
+    #[arg(long, env = "DATASTORE_TYPE", default_value = "kubernetes", value_name = "TYPE")]
+    pub datastore_type: String,
+
+    /// The directory to read, for `files`; changes are picked up as they are written
+    #[arg(long, env = "DATASTORE_PATH", value_name = "DIR")]
+    pub datastore_path: Option<PathBuf>,
+
+    /// This node's name in the API [default: the host's name]
+    #[arg(long, env = "NODENAME", value_name = "NAME")]
+    pub nodename: Option<String>,
+
+    /// Directory for the local socket and the lock
+    #[arg(long, env = "PORTCULLIS_RUN_DIR", default_value = RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
+
+    /// Directory for pinned maps and links, on a BPF file system
+    #[arg(long, env = "PORTCULLIS_BPFFS", default_value = "/sys/fs/bpf/portcullis", value_name = "DIR")]
+    pub bpffs: PathBuf,
+
+    /// Address that /livez and /readyz are served on
+    #[arg(long, env = "HEALTH_ADDR", default_value = "127.0.0.1:9099", value_name = "ADDR:PORT")]
+    pub health_addr: String,
+
+    /// Least important log lines to print: error, warn, info, debug or trace
+    #[arg(long, env = "PORTCULLIS_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+
+    /// Whether dropped packets are logged: true or false
+    #[arg(long, env = "PORTCULLIS_LOG_DROPS", default_value = "true", value_name = "BOOL")]
+    pub log_drops: String,
+
+    /// Whether the programs log each slow-path decision, for debugging: true or false
+    #[arg(long, env = "PORTCULLIS_LOG_DECISIONS", default_value = "false", value_name = "BOOL")]
+    pub log_decisions: String,
+
+    /// Sizes of tables where the defaults do not fit, such as `flows_v4=262144,peers=1000000`
+    #[arg(long, env = "PORTCULLIS_TABLE_SIZES", default_value = "", value_name = "TABLE=N,...", hide_default_value = true)]
+    pub table_sizes: String,
+}
+
+/// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
+pub const RUN_DIR: &str = "/run/portcullis";
+
+/// Name of the local socket in the run directory.
+pub const SOCKET: &str = "agent.sock";
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where objects come from.
+    pub datastore: DatastoreConfig,
+    /// This node's name.
+    pub node: Arc<str>,
+    /// Directory of socket and lock.
+    pub run_dir: PathBuf,
+    /// Directory of pins.
+    pub bpffs: PathBuf,
+    /// Where health is served.
+    pub health: SocketAddr,
+    /// Whether drops are logged.
+    pub log_drops: bool,
+    /// Whether the programs log their decisions.
+    pub log_decisions: bool,
+    /// Table sizes that differ from the defaults; names are checked when the tables are made.
+    pub table_sizes: BTreeMap<String, u32>,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatastoreConfig {
+    /// A directory of YAML files.
+    Files(PathBuf),
+}
+
+/// A setting that cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not one of the words that a setting knows.
+    #[error("{variable}={value:?} is unknown; the choices are {choices}")]
+    Unknown {
+        /// Name of the environment variable.
+        variable: &'static str,
+        /// What was given.
+        value: String,
+        /// What can be given.
+        choices: &'static str,
+    },
+    /// Refused although others know it.
+    #[error(
+        "DATASTORE_TYPE=\"etcdv2\" is refused: Portcullis keeps no database of its own and reads NetworkPolicies \
+         and Pods from the Kubernetes API, whose etcd is nobody else's to read; the choices are kubernetes, files"
+    )]
+    Etcd,
+    /// The kubernetes datastore, which this build does not have.
+    #[error(
+        "DATASTORE_TYPE=\"kubernetes\": this build has no client for the Kubernetes API yet and enforces from \
+         files only; set DATASTORE_TYPE=files and DATASTORE_PATH to a directory of Kubernetes YAML"
+    )]
+    NoKubernetes,
+    /// A setting that the chosen datastore needs is not there.
+    #[error("DATASTORE_PATH is not set; DATASTORE_TYPE=files needs the directory to read")]
+    NoPath,
+    /// The directory cannot be read.
+    #[error("DATASTORE_PATH={path}: {why}", path = .path.display())]
+    BadPath {
+        /// What was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A value of the wrong form.
+    #[error("{variable}={value:?}: {why}")]
+    Malformed {
+        /// Name of the environment variable.
+        variable: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Settings {
+    /// The log level, which is needed before the rest.
+    ///
+    /// # Errors
+    ///
+    /// When it is no level.
+    pub fn level(&self) -> Result<Level, ConfigError> {
+        Ok(match self.log_level.as_str() {
+            "error" => Level::ERROR,
+            "warn" => Level::WARN,
+            "info" => Level::INFO,
+            "debug" => Level::DEBUG,
+            "trace" => Level::TRACE,
+            _ => {
+                return Err(ConfigError::Unknown {
+                    variable: "PORTCULLIS_LOG_LEVEL",
+                    value: self.log_level.clone(),
+                    choices: "error, warn, info, debug, trace",
+                });
+            }
+        })
+    }
+
+    /// The configuration that these settings mean.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that cannot be taken.
+    pub fn validate(&self) -> Result<Config, ConfigError> {
+        Ok(Config {
+            datastore: self.datastore()?,
+            node: self.node()?,
+            run_dir: self.run_dir.clone(),
+            bpffs: self.bpffs.clone(),
+            health: self.health_addr.parse().map_err(|_| ConfigError::Malformed {
+                variable: "HEALTH_ADDR",
+                value: self.health_addr.clone(),
+                why: "not ADDRESS:PORT, such as 127.0.0.1:9099".to_owned(),
+            })?,
+            log_drops: boolean("PORTCULLIS_LOG_DROPS", &self.log_drops)?,
+            log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
+            table_sizes: table_sizes(&self.table_sizes)?,
+        })
+    }
+
+    fn datastore(&self) -> Result<DatastoreConfig, ConfigError> {
+        match self.datastore_type.as_str() {
+            "files" => {}
+            "kubernetes" => return Err(ConfigError::NoKubernetes),
+            "etcdv2" => return Err(ConfigError::Etcd),
+            other => {
+                return Err(ConfigError::Unknown {
+                    variable: "DATASTORE_TYPE",
+                    value: other.to_owned(),
+                    choices: "kubernetes, files",
+                });
+            }
+        }
+        let path = self
+            .datastore_path
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty())
+            .ok_or(ConfigError::NoPath)?;
+        let bad = |why: String| ConfigError::BadPath { path: path.clone(), why };
+        let metadata = fs::metadata(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => bad("does not exist".to_owned()),
+            _ => bad(error.to_string()),
+        })?;
+        if !metadata.is_dir() {
+            return Err(bad("is not a directory".to_owned()));
+        }
+        fs::read_dir(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
+        Ok(DatastoreConfig::Files(path))
+    }
+
+    fn node(&self) -> Result<Arc<str>, ConfigError> {
+        match &self.nodename {
+            Some(name) if !name.is_empty() => Ok(name.as_str().into()),
+            // Kubernetes' node names are lower case, as kubelet makes them from the host's name.
+            _ => match gethostname::gethostname().to_str() {
+                Some(name) if !name.is_empty() => Ok(name.to_lowercase().into()),
+                _ => Err(ConfigError::Malformed {
+                    variable: "NODENAME",
+                    value: String::new(),
+                    why: "not set, and the host has no usable name".to_owned(),
+                }),
+            },
+        }
+    }
+}
+
+fn boolean(variable: &'static str, value: &str) -> Result<bool, ConfigError> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(ConfigError::Unknown {
+            variable,
+            value: value.to_owned(),
+            choices: "true, false",
+        }),
+    }
+}
+
+fn table_sizes(text: &str) -> Result<BTreeMap<String, u32>, ConfigError> {
+    let mut sizes = BTreeMap::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let malformed = |why: &str| ConfigError::Malformed {
+            variable: "PORTCULLIS_TABLE_SIZES",
+            value: text.to_owned(),
+            why: format!("{part:?} {why}"),
+        };
+        let (name, size) = part
+            .split_once('=')
+            .ok_or_else(|| malformed("is not TABLE=NUMBER, such as flows_v4=262144"))?;
+        let size = size
+            .trim()
+            .parse()
+            .map_err(|_| malformed("has no number between 0 and 4294967295 after the '='"))?;
+        if sizes.insert(name.trim().to_owned(), size).is_some() {
+            return Err(malformed("sets a table that was set before"));
+        }
+    }
+    Ok(sizes)
+}

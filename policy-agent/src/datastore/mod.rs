@@ -1,0 +1,163 @@
+//! Where Namespaces, Pods and NetworkPolicies come from.
+//!
+//! A datastore runs as a task of its own and speaks through one ordered channel: changes, the word
+//! that the first load is complete, and answers to sync requests, each behind all changes that it
+//! covers. Nothing about the kernel or the compiler's algorithm is known here.
+
+pub mod convert;
+pub mod files;
+
+use std::fmt;
+use std::sync::Arc;
+
+use policy_core::model::{Change, Namespace, NetworkPolicy, ObjectName};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use convert::PodObject;
+
+/// A valid object of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Namespace),
+    /// A pod.
+    Pod(PodObject),
+    /// A policy.
+    Policy(NetworkPolicy),
+}
+
+/// Kind and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKey {
+    /// A namespace.
+    Namespace(Arc<str>),
+    /// A pod.
+    Pod(ObjectName),
+    /// A policy.
+    Policy(ObjectName),
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
+            Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::Policy(name) => write!(f, "NetworkPolicy {name}"),
+        }
+    }
+}
+
+impl Object {
+    /// Its kind and name.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
+            Self::Pod(pod) => ObjectKey::Pod(pod.name().clone()),
+            Self::Policy(policy) => ObjectKey::Policy(policy.name.clone()),
+        }
+    }
+}
+
+/// An object was added or changed, or is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectChange {
+    /// Added or changed; the whole object.
+    Upsert(Object),
+    /// Gone.
+    Gone(ObjectKey),
+}
+
+impl From<ObjectChange> for Change {
+    fn from(change: ObjectChange) -> Self {
+        match change {
+            ObjectChange::Upsert(Object::Namespace(namespace)) => Self::Namespace(namespace),
+            ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, .. })) => Self::Pod(pod),
+            ObjectChange::Upsert(Object::Pod(PodObject::HostNetwork(name))) => Self::PodGone(name),
+            ObjectChange::Upsert(Object::Policy(policy)) => Self::Policy(policy),
+            ObjectChange::Gone(ObjectKey::Namespace(name)) => Self::NamespaceGone(name),
+            ObjectChange::Gone(ObjectKey::Pod(name)) => Self::PodGone(name),
+            ObjectChange::Gone(ObjectKey::Policy(name)) => Self::PolicyGone(name),
+        }
+    }
+}
+
+/// What a datastore sends, in order.
+#[derive(Debug)]
+pub enum Update {
+    /// Objects changed.
+    Changes(Vec<ObjectChange>),
+    /// Everything that was there at the start has been sent.
+    Loaded,
+    /// Everything that was there when this sync was asked for has been sent.
+    Synced(SyncToken),
+}
+
+/// Identifies a sync request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SyncToken(pub u64);
+
+/// Handle on a running datastore.
+#[derive(Debug)]
+pub struct Datastore {
+    /// What it sends.
+    pub updates: mpsc::Receiver<Update>,
+    /// Asks it to read everything anew and to answer with [`Update::Synced`].
+    pub sync: mpsc::Sender<SyncToken>,
+    /// What it says about itself.
+    pub report: watch::Receiver<Arc<Report>>,
+    /// Ends it when dropped.
+    pub _stop: oneshot::Sender<()>,
+}
+
+/// What a datastore says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Where the objects come from, in words.
+    pub source: String,
+    /// Whether the first load is complete.
+    pub loaded: bool,
+    /// Number of files that hold objects.
+    pub files: usize,
+    /// Number of objects in force.
+    pub objects: usize,
+    /// What is wrong with what was read.
+    pub problems: Vec<Problem>,
+}
+
+/// How bad a [`Problem`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Something was not taken over; what was there before is in force.
+    Error,
+    /// Taken over, but probably not what was meant.
+    Warning,
+}
+
+/// Something wrong in a datastore, with its place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// File name within the directory, or the directory itself.
+    pub file: String,
+    /// Line in it, counted from 1.
+    pub line: Option<usize>,
+    /// Kind and name of the object, as far as known.
+    pub object: Option<String>,
+    /// Path of the field and what is wrong.
+    pub message: String,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ": {object}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}

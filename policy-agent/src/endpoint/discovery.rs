@@ -1,0 +1,288 @@
+//! Finds pod interfaces through rtnetlink, from the host's side alone.
+//!
+//! The kernel says of every veth in which network namespace its peer is (IFLA_LINK_NETNSID) and which
+//! index it has there (IFLA_LINK), and answers questions about another namespace by that id
+//! (IFLA_TARGET_NETNSID, IFA_TARGET_NETNSID; 5.0 and later). So no namespace has to be searched for or
+//! entered, whether it has a name under /run/netns, a process, or neither, and an interface whose
+//! peer is in another node's namespace cannot be mistaken for ours.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_sys::AsyncSocket as _;
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Interface, Peer, Scan};
+
+/// Scan without an event, as a safety net.
+const RESCAN: Duration = Duration::from_secs(5);
+
+/// How long to wait for more after an event: an interface comes up in several steps.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// Handle on the running discovery, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Discovery {
+    scans: mpsc::Receiver<ScanReport>,
+    requests: Arc<Requests>,
+}
+
+/// One scan's outcome.
+#[derive(Debug)]
+pub struct ScanReport {
+    /// Every request up to this number was made before the scan began.
+    pub answers: u64,
+    /// What was found, or why nothing could be.
+    pub result: io::Result<Scan>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    last: AtomicU64,
+    wake: Notify,
+}
+
+impl Discovery {
+    /// Asks for a scan that begins after this call; its report answers the number returned.
+    pub fn request(&self) -> u64 {
+        let number = self.requests.last.fetch_add(1, Ordering::SeqCst) + 1;
+        self.requests.wake.notify_one();
+        number
+    }
+
+    /// The next scan's outcome, `None` once discovery has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<ScanReport> {
+        self.scans.recv().await
+    }
+}
+
+/// Begins to look for interfaces; must be called within a tokio runtime.
+///
+/// # Errors
+///
+/// When netlink is not to be had.
+pub fn start() -> io::Result<Discovery> {
+    let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+    tokio::spawn(connection);
+    let events = Events::subscribe()?;
+    let (scans_in, scans) = mpsc::channel(4);
+    let requests = Arc::new(Requests::default());
+    tokio::spawn(run(handle, events, requests.clone(), scans_in));
+    Ok(Discovery { scans, requests })
+}
+
+async fn run(
+    handle: Handle,
+    mut events: Events,
+    requests: Arc<Requests>,
+    scans: mpsc::Sender<ScanReport>,
+) {
+    loop {
+        let answers = requests.last.load(Ordering::SeqCst);
+        let began = Instant::now();
+        let result = scan(&handle).await;
+        let took = began.elapsed();
+        if scans.send(ScanReport { answers, result }).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = scans.closed() => return,
+            () = requests.wake.notified() => {}
+            () = events.next() => {
+                // Never more than half of the time in scans, however many events there are.
+                sleep(SETTLE.max(took)).await;
+                events.discard();
+            }
+            () = sleep_until(began + RESCAN) => {}
+        }
+    }
+}
+
+/// Word from the kernel that links or addresses changed, here or in a namespace that has an id here.
+struct Events {
+    messages: Option<Messages>,
+}
+
+type Messages = futures_util::stream::BoxStream<'static, ()>;
+
+impl Events {
+    fn subscribe() -> io::Result<Self> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ];
+        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        connection
+            .socket_mut()
+            .socket_mut()
+            .set_listen_all_namespaces(true)?;
+        tokio::spawn(connection);
+        Ok(Self {
+            messages: Some(messages.map(|_| ()).boxed()),
+        })
+    }
+
+    /// The next event; never again once the socket has failed.
+    async fn next(&mut self) {
+        if let Some(messages) = &mut self.messages {
+            if messages.next().await.is_some() {
+                return;
+            }
+            tracing::warn!("netlink events ended; interfaces are looked for every {RESCAN:?}");
+            self.messages = None;
+        }
+        std::future::pending().await
+    }
+
+    /// Forgets the events that are there.
+    fn discard(&mut self) {
+        use futures_util::FutureExt as _;
+        while let Some(messages) = &mut self.messages
+            && let Some(Some(())) = messages.next().now_or_never()
+        {}
+    }
+}
+
+/// A veth as its own side describes it.
+struct Veth {
+    ifindex: u32,
+    name: String,
+    /// Where the peer is; `None` when it is in the same namespace.
+    netns: Option<i32>,
+    peer: u32,
+}
+
+impl Veth {
+    fn from_message(message: &LinkMessage) -> Option<Self> {
+        let (mut name, mut netns, mut peer, mut is_veth) = (None, None, None, false);
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(given) => name = Some(given.clone()),
+                LinkAttribute::Link(given) => peer = Some(*given),
+                LinkAttribute::LinkNetNsId(given) => netns = Some(*given),
+                LinkAttribute::LinkInfo(infos) => {
+                    is_veth = infos
+                        .iter()
+                        .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+                }
+                _ => {}
+            }
+        }
+        is_veth.then_some(Self {
+            ifindex: message.header.index,
+            name: name?,
+            netns,
+            peer: peer?,
+        })
+    }
+}
+
+/// Every veth here with a peer elsewhere, and the addresses of that peer.
+async fn scan(handle: &Handle) -> io::Result<Scan> {
+    let mut scan = Scan::default();
+    let mut by_netns: BTreeMap<i32, Vec<Veth>> = BTreeMap::new();
+    let mut links = Box::pin(handle.link().get().execute());
+    while let Some(message) = links.try_next().await.map_err(io::Error::other)? {
+        let Some(veth) = Veth::from_message(&message) else {
+            continue;
+        };
+        scan.veths.insert(veth.ifindex);
+        if let Some(netns) = veth.netns {
+            by_netns.entry(netns).or_default().push(veth);
+        }
+    }
+    for (netns, veths) in by_netns {
+        match peers(handle, netns, &veths).await {
+            Ok(interfaces) => {
+                scan.interfaces.extend(
+                    interfaces
+                        .into_iter()
+                        .map(|interface| (interface.ifindex, interface)),
+                );
+            }
+            // The namespace is going, or its owner let nobody look: its veths stay in `veths`.
+            Err(error) => tracing::debug!(netns, %error, "cannot look into a network namespace"),
+        }
+    }
+    Ok(scan)
+}
+
+/// The peers of `veths`, all in one namespace.
+async fn peers(handle: &Handle, netns: i32, veths: &[Veth]) -> io::Result<Vec<Interface>> {
+    let mut interfaces = Vec::new();
+    for veth in veths {
+        let mut request = handle.link().get().match_index(veth.peer);
+        request
+            .message_mut()
+            .attributes
+            .push(LinkAttribute::IfNetnsId(netns));
+        let replies: Result<Vec<_>, _> = request.execute().try_collect().await;
+        let replies = replies.map_err(io::Error::other)?;
+        let Some(peer) = replies.first().and_then(Veth::from_message) else {
+            continue;
+        };
+        // The veth may have been replaced between the two questions.
+        if peer.peer != veth.ifindex {
+            continue;
+        }
+        interfaces.push(Interface {
+            ifindex: veth.ifindex,
+            name: veth.name.clone(),
+            addresses: addresses(handle, netns, peer.ifindex).await?,
+            peer: Peer {
+                netns,
+                ifindex: peer.ifindex,
+                name: peer.name,
+            },
+        });
+    }
+    Ok(interfaces)
+}
+
+async fn addresses(handle: &Handle, netns: i32, ifindex: u32) -> io::Result<Vec<IpAddr>> {
+    let mut request = handle.address().get();
+    let message = request.message_mut();
+    message.header.index = ifindex;
+    message
+        .attributes
+        .push(AddressAttribute::TargetNetNsId(netns));
+    let messages: Vec<_> = request
+        .execute()
+        .try_collect()
+        .await
+        .map_err(io::Error::other)?;
+    let mut addresses: Vec<_> = messages
+        .iter()
+        .filter(|message| message.header.index == ifindex)
+        .filter_map(address)
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The address itself (on a point-to-point link IFA_ADDRESS is the other end's).
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(given) => local = Some(*given),
+            AddressAttribute::Address(given) => address = Some(*given),
+            _ => {}
+        }
+    }
+    local.or(address).filter(|address| match address {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+    })
+}

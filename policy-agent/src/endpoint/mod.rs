@@ -1,0 +1,56 @@
+//! Which interfaces on this node belong to which pods.
+//!
+//! `discovery` finds pod interfaces in the kernel, `local` knows the pods of this node; an interface
+//! and a pod belong together when the interface bears one of the pod's addresses.
+
+mod discovery;
+mod local;
+
+pub use discovery::{Discovery, ScanReport, start};
+pub use local::LocalPods;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A veth of this network namespace whose other end is in another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Index of the host side, in this network namespace.
+    pub ifindex: u32,
+    /// Name of the host side.
+    pub name: String,
+    /// The other side.
+    pub peer: Peer,
+    /// Addresses on the other side, without link-local ones.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Interface {
+    /// Whether `other` is the same device: an ifindex alone may have been reused.
+    #[must_use]
+    pub fn is_same_device(&self, other: &Self) -> bool {
+        self.ifindex == other.ifindex
+            && self.peer.netns == other.peer.netns
+            && self.peer.ifindex == other.peer.ifindex
+    }
+}
+
+/// The pod's side of an [`Interface`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// This network namespace's id for the one that the peer is in.
+    pub netns: i32,
+    /// Index in that namespace.
+    pub ifindex: u32,
+    /// Name there, such as `eth0`.
+    pub name: String,
+}
+
+/// What was found at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Pod interfaces by the ifindex of their host side.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Every veth of this network namespace, those included whose other side could not be read.
+    pub veths: BTreeSet<u32>,
+}
