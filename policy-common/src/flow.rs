@@ -96,66 +96,71 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-/// What a packet says about its connection's life, over all protocols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Signal {
-    /// Nothing special: data, UDP, an ICMP query, ...
-    None = 0,
-    /// Begins a connection and is never part of an older one: TCP SYN without ACK, SCTP INIT.
-    Open = 1,
-    /// TCP SYN with ACK, SCTP INIT ACK: the answer to [`Signal::Open`].
-    OpenReply = 2,
-    /// TCP FIN, SCTP SHUTDOWN or SHUTDOWN COMPLETE.
-    Close = 3,
-    /// TCP RST, SCTP ABORT.
-    Reset = 4,
+/// What a packet says about its connection's life, over all protocols: bits as in TCP's flags (RFC
+/// 9293, section 3.1), which other protocols are translated to.
+///
+/// Bits, not an enum: a TCP packet's signal is then a mask of its flags, without a branch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Signal(pub u8);
+
+impl Signal {
+    /// No more data from the sender: TCP FIN, SCTP SHUTDOWN or SHUTDOWN COMPLETE.
+    pub const FIN: u8 = 0x01;
+    /// Begins a connection: TCP SYN, SCTP INIT.
+    pub const SYN: u8 = 0x02;
+    /// Ends a connection at once: TCP RST, SCTP ABORT.
+    pub const RST: u8 = 0x04;
+    /// Answers; with [`Signal::SYN`] the answer to an opening: TCP SYN-ACK, SCTP INIT ACK.
+    pub const ACK: u8 = 0x10;
     /// An ICMP query's answer, an ICMP error, or another message that asks for no answer: may be
     /// judged, but never begins a flow, so that it cannot make way for what goes the other way.
-    NoFlow = 5,
-}
+    pub const NO_FLOW: u8 = 0x40;
 
-/// TCP flag bits (RFC 9293, section 3.1).
-pub mod tcp_flag {
-    /// No more data from sender.
-    pub const FIN: u8 = 0x01;
-    /// Synchronize sequence numbers.
-    pub const SYN: u8 = 0x02;
-    /// Reset the connection.
-    pub const RST: u8 = 0x04;
-    /// Acknowledgment field significant.
-    pub const ACK: u8 = 0x10;
-}
+    /// Nothing special: data, UDP, an ICMP query, ...
+    pub const NONE: Self = Self(0);
 
-/// The signal in a TCP flags byte. RST wins over SYN, and SYN without ACK opens whatever else is set.
-#[inline(always)]
-#[must_use]
-pub const fn tcp_signal(flags: u8) -> Signal {
-    if flags & tcp_flag::RST != 0 {
-        Signal::Reset
-    } else if flags & tcp_flag::SYN != 0 {
-        if flags & tcp_flag::ACK != 0 {
-            Signal::OpenReply
-        } else {
-            Signal::Open
-        }
-    } else if flags & tcp_flag::FIN != 0 {
-        Signal::Close
-    } else {
-        Signal::None
+    /// From a TCP header's flags byte.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tcp(flags: u8) -> Self {
+        Self(flags & (Self::FIN | Self::SYN | Self::RST | Self::ACK))
     }
-}
 
-/// The signal in the type of an SCTP packet's first chunk (RFC 9260, section 3.2).
-#[inline(always)]
-#[must_use]
-pub const fn sctp_signal(chunk_type: u8) -> Signal {
-    match chunk_type {
-        1 => Signal::Open,
-        2 => Signal::OpenReply,
-        6 => Signal::Reset,
-        7 | 14 => Signal::Close,
-        _ => Signal::None,
+    /// From the type of an SCTP packet's first chunk (RFC 9260, section 3.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn sctp(chunk_type: u8) -> Self {
+        match chunk_type {
+            1 => Self(Self::SYN),
+            2 => Self(Self::SYN | Self::ACK),
+            6 => Self(Self::RST),
+            7 | 14 => Self(Self::FIN),
+            _ => Self::NONE,
+        }
+    }
+
+    /// Whether the packet begins or ends a connection, or answers a beginning.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tells_life(self) -> bool {
+        self.0 & (Self::FIN | Self::SYN | Self::RST) != 0
+    }
+
+    /// Whether the packet begins a connection, and so is never part of an older one: SYN without ACK,
+    /// whatever else is set but RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::RST | Self::ACK) == Self::SYN
+    }
+
+    /// Whether the packet, when it is allowed and belongs to no flow, begins one. What only ever
+    /// answers or ends a connection does not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begins_flow(self) -> bool {
+        self.opens() || self.0 & (Self::SYN | Self::RST | Self::NO_FLOW) == 0
     }
 }
 
@@ -164,14 +169,16 @@ pub const fn sctp_signal(chunk_type: u8) -> Signal {
 #[inline(always)]
 #[must_use]
 pub const fn next_state(state: u8, signal: Signal, reply: bool) -> u8 {
-    match (state, signal) {
-        (FlowState::REVOKED, _) => FlowState::REVOKED,
-        (_, Signal::Reset) => FlowState::RESET,
-        (FlowState::RESET, _) => FlowState::RESET,
-        (_, Signal::Close) => FlowState::CLOSING,
-        (FlowState::CLOSING, _) => FlowState::CLOSING,
-        (FlowState::ONE_WAY, _) if reply => FlowState::TWO_WAY,
-        (state, _) => state,
+    if state == FlowState::REVOKED || state == FlowState::RESET {
+        state
+    } else if signal.0 & Signal::RST != 0 {
+        FlowState::RESET
+    } else if signal.0 & Signal::FIN != 0 || state == FlowState::CLOSING {
+        FlowState::CLOSING
+    } else if reply {
+        FlowState::TWO_WAY
+    } else {
+        state
     }
 }
 
@@ -262,42 +269,66 @@ mod tests {
 
     #[test]
     fn tcp_signals() {
-        use tcp_flag::{ACK, FIN, RST, SYN};
+        const FIN: u8 = Signal::FIN;
+        const SYN: u8 = Signal::SYN;
+        const RST: u8 = Signal::RST;
+        const ACK: u8 = Signal::ACK;
+        const PSH: u8 = 0x08;
+        // (what, flags, tells of life, opens, begins a flow)
         let rows = [
-            ("bare SYN", SYN, Signal::Open),
-            ("SYN with FIN still opens", SYN | FIN, Signal::Open),
-            ("SYN ACK", SYN | ACK, Signal::OpenReply),
-            ("RST wins over SYN", RST | SYN, Signal::Reset),
-            ("RST ACK", RST | ACK, Signal::Reset),
-            ("FIN ACK", FIN | ACK, Signal::Close),
-            ("data", ACK, Signal::None),
-            ("no flags at all", 0, Signal::None),
+            ("bare SYN", SYN, true, true, true),
+            ("SYN with FIN still opens", SYN | FIN, true, true, true),
+            ("SYN with PSH too", SYN | PSH, true, true, true),
+            ("SYN ACK", SYN | ACK, true, false, false),
+            ("RST wins over SYN", RST | SYN, true, false, false),
+            ("RST ACK", RST | ACK, true, false, false),
+            ("FIN ACK", FIN | ACK, true, false, true),
+            ("data", ACK | PSH, false, false, true),
+            ("no flags at all", 0, false, false, true),
         ];
-        for (what, flags, expected) in rows {
-            assert_eq!(tcp_signal(flags), expected, "{what}");
+        for (what, flags, tells_life, opens, begins_flow) in rows {
+            let signal = Signal::tcp(flags);
+            assert_eq!(signal.tells_life(), tells_life, "{what}");
+            assert_eq!(signal.opens(), opens, "{what}");
+            assert_eq!(signal.begins_flow(), begins_flow, "{what}");
+        }
+        assert!(!Signal(Signal::NO_FLOW).begins_flow());
+        assert!(!Signal(Signal::NO_FLOW).tells_life());
+    }
+
+    #[test]
+    fn sctp_signals() {
+        let rows = [
+            ("DATA", 0, false),
+            ("INIT", 1, true),
+            ("INIT ACK", 2, false),
+            ("ABORT", 6, false),
+        ];
+        for (what, chunk, opens) in rows {
+            assert_eq!(Signal::sctp(chunk).opens(), opens, "{what}");
+            assert_eq!(Signal::sctp(chunk).tells_life(), chunk != 0, "{what}");
         }
     }
 
     #[test]
     fn states_move_forward_only() {
         use FlowState as S;
+        const DATA: u8 = 0;
         let rows = [
-            (S::ONE_WAY, Signal::None, false, S::ONE_WAY),
-            (S::ONE_WAY, Signal::OpenReply, true, S::TWO_WAY),
-            (S::ONE_WAY, Signal::Reset, true, S::RESET),
-            (S::TWO_WAY, Signal::None, false, S::TWO_WAY),
-            (S::TWO_WAY, Signal::Close, true, S::CLOSING),
-            (S::CLOSING, Signal::None, false, S::CLOSING),
-            (S::CLOSING, Signal::Reset, false, S::RESET),
-            (S::RESET, Signal::Close, false, S::RESET),
-            (S::REVOKED, Signal::Reset, true, S::REVOKED),
+            (S::ONE_WAY, DATA, false, S::ONE_WAY),
+            (S::ONE_WAY, Signal::SYN | Signal::ACK, true, S::TWO_WAY),
+            (S::ONE_WAY, Signal::RST, true, S::RESET),
+            (S::TWO_WAY, DATA, false, S::TWO_WAY),
+            (S::TWO_WAY, Signal::FIN, true, S::CLOSING),
+            (S::CLOSING, DATA, false, S::CLOSING),
+            (S::CLOSING, DATA, true, S::CLOSING),
+            (S::CLOSING, Signal::RST, false, S::RESET),
+            (S::RESET, Signal::FIN, false, S::RESET),
+            (S::REVOKED, Signal::RST, true, S::REVOKED),
         ];
         for (state, signal, reply, expected) in rows {
-            assert_eq!(
-                next_state(state, signal, reply),
-                expected,
-                "{state} {signal:?} {reply}"
-            );
+            let next = next_state(state, Signal(signal), reply);
+            assert_eq!(next, expected, "{state} {signal:#x} {reply}");
         }
     }
 

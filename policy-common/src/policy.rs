@@ -73,7 +73,8 @@ pub struct PolicyHeader {
     pub flags: u32,
     /// Policy id of the next page, 0 on the last.
     pub next_page: u32,
-    /// Rules before this index, counted within the page, are of the admin tier.
+    /// Rules before this index, counted within the page, are of the admin tier. A multiple of 64,
+    /// so that a search can begin there; unused indices before it match nothing.
     pub network_policy_start: u16,
     /// Rules from this index on are of the baseline tier.
     pub baseline_start: u16,
@@ -170,31 +171,48 @@ impl PolicyHeader {
     }
 }
 
-/// The first rule at or after `from` that both vectors mark.
+/// The first rule at or after `from` that both vectors mark; `from` is a multiple of 64.
+///
+/// Without loops over bits or branches between words: the cost is the same for every rule, and the
+/// verifier has one path to follow.
 #[inline(always)]
 #[must_use]
 pub fn first_match(peers: &RuleBits, ports: &RuleBits, from: u32) -> Option<u32> {
-    let mut candidates = peers.summary & ports.summary & (u64::MAX << (from / 64));
-    let mut mask = u64::MAX << (from % 64);
-    let mut skip_mask_word = from / 64;
-    // At most one turn a word; the bound is for the verifier.
-    for _ in 0..WORDS {
-        if candidates == 0 {
-            return None;
-        }
-        let word = candidates.trailing_zeros();
-        if word != skip_mask_word {
-            mask = u64::MAX;
-            skip_mask_word = word;
-        }
-        let index = word as usize & (WORDS - 1);
-        let hits = peers.words[index] & ports.words[index] & mask;
-        if hits != 0 {
-            return Some(word * 64 + hits.trailing_zeros());
-        }
-        candidates &= candidates - 1;
+    if peers.summary & ports.summary == 0 {
+        return None;
     }
-    None
+    let mut hits = 0;
+    for (word, (peers, ports)) in peers.words.iter().zip(&ports.words).enumerate() {
+        let both = peers & ports;
+        hits |= one_if_any(both) << word;
+    }
+    hits &= u64::MAX << ((from / 64) & 63);
+    if hits == 0 {
+        return None;
+    }
+    // The compiler knows that this is below WORDS and would drop the mask, which the verifier needs.
+    let word = core::hint::black_box(lowest_bit(hits)) as usize & (WORDS - 1);
+    let both = peers.words[word] & ports.words[word];
+    Some(word as u32 * 64 + lowest_bit(both) as u32)
+}
+
+/// 1 when any bit is set, else 0. In arithmetic that the compiler does not see through: BPF has no
+/// instruction for a comparison's result, and sixteen branches would be 65,536 paths to the verifier.
+#[inline(always)]
+const fn one_if_any(bits: u64) -> u64 {
+    let without_top = (bits >> 1) | (bits & 1);
+    without_top.wrapping_add(i64::MAX as u64) >> 63
+}
+
+/// Index of the lowest set bit of a number that is not 0. BPF has no instruction for it, and a search
+/// by branches would make the verifier walk every path: this counts the zeros below by arithmetic.
+#[inline(always)]
+const fn lowest_bit(bits: u64) -> u64 {
+    let below = (bits & bits.wrapping_neg()).wrapping_sub(1);
+    let pairs = below - ((below >> 1) & 0x5555_5555_5555_5555);
+    let nibbles = (pairs & 0x3333_3333_3333_3333) + ((pairs >> 2) & 0x3333_3333_3333_3333);
+    let octets = (nibbles + (nibbles >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+    octets.wrapping_mul(0x0101_0101_0101_0101) >> 56
 }
 
 #[cfg(test)]
@@ -215,7 +233,7 @@ mod tests {
         fn first_match_is_the_least_common_rule(
             a in prop::collection::vec(0..RULES_PER_PAGE, 0..40),
             b in prop::collection::vec(0..RULES_PER_PAGE, 0..40),
-            from in 0..RULES_PER_PAGE,
+            from in (0..WORDS as u32).prop_map(|word| word * 64),
         ) {
             let naive = (from..RULES_PER_PAGE).find(|rule| a.contains(rule) && b.contains(rule));
             prop_assert_eq!(first_match(&bits(&a), &bits(&b), from), naive);

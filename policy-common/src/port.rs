@@ -43,7 +43,10 @@ impl PortKey {
     /// The key that matches every protocol and port.
     #[must_use]
     pub const fn any_protocol(policy: u32) -> Self {
-        Self { prefix_len: Self::ANY_PROTOCOL, data: PortData::new(policy, 0, 0) }
+        Self {
+            prefix_len: Self::ANY_PROTOCOL,
+            data: PortData::new(policy, 0, 0),
+        }
     }
 
     /// The key of a block of ports of one protocol.
@@ -59,7 +62,10 @@ impl PortKey {
     #[inline(always)]
     #[must_use]
     pub const fn exact(policy: u32, protocol: u8, port: u16) -> Self {
-        Self { prefix_len: Self::EXACT, data: PortData::new(policy, protocol, port) }
+        Self {
+            prefix_len: Self::EXACT,
+            data: PortData::new(policy, protocol, port),
+        }
     }
 }
 
@@ -68,7 +74,12 @@ impl PortData {
     #[inline(always)]
     #[must_use]
     pub const fn new(policy: u32, protocol: u8, port: u16) -> Self {
-        Self { policy, protocol, _pad: 0, port: port.to_be_bytes() }
+        Self {
+            policy,
+            protocol,
+            _pad: 0,
+            port: port.to_be_bytes(),
+        }
     }
 }
 

@@ -21,6 +21,14 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
+    /// The same subject in a function of its own, from what was handed to it.
+    #[inline(always)]
+    pub(crate) fn again(row: *const Endpoint, epoch: u32) -> Self {
+        // SAFETY: a row of a map.
+        let id = unsafe { ptr::read_volatile(&raw const (*row).id) };
+        Self { row, epoch, id }
+    }
+
     /// The row's policy id for one direction; 0 = not isolated. Reads the table anew, and so never
     /// an older value than what belongs to `epoch`.
     #[inline(always)]

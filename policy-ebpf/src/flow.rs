@@ -2,7 +2,7 @@
 //! end or revive a flow.
 
 use aya_ebpf::bindings::BPF_ANY;
-use policy_common::flow::{Flow, FlowKey, FlowState, Signal, is_expired, next_state, opposite};
+use policy_common::flow::{Flow, FlowKey, FlowState, Signal, is_expired, next_state, protocol};
 use policy_common::verdict::{Direction, Reason};
 
 use crate::config;
@@ -15,42 +15,28 @@ use crate::policy::{Decision, classify};
 /// The fast path: whether the packet belongs to a live two-way flow that was allowed in the current
 /// epoch, and says nothing about the connection's life.
 #[inline(always)]
-pub(crate) fn established<F: Family>(subject: &Subject, packet: &Packet<F>) -> Fast {
-    let Some(flow) = F::flows().get_ptr_mut(packet.key) else {
+pub(crate) fn established<F: Family>(
+    subject: &Subject,
+    key: &FlowKey<F::Address>,
+    signal: Signal,
+) -> Fast {
+    let Some(flow) = F::flows().get_ptr_mut(key) else {
         return Fast::Unknown;
     };
     // SAFETY: an LRU element may be reused for another flow while we look at it, as with every
     // LRU table; its fields are plain numbers, and the worst case is a flow judged again.
-    unsafe {
-        let now = now();
-        if (*flow).epoch == subject.epoch
-            && (*flow).state == FlowState::TWO_WAY
-            && !ends_or_begins(packet.signal)
-        {
-            let last_seen = (*flow).last_seen;
-            if last_seen == now {
-                return Fast::Established;
-            }
-            if !is_expired(
-                now,
-                last_seen,
-                config::flow_timeout(packet.key.protocol, FlowState::TWO_WAY),
-            ) {
-                (*flow).last_seen = now;
-                return Fast::Established;
-            }
-        }
+    let row = unsafe { &mut *flow };
+    if row.epoch != subject.epoch || row.state != FlowState::TWO_WAY || signal.tells_life() {
+        return Fast::Known;
     }
-    Fast::Known(flow)
-}
-
-/// Whether a packet says something about its connection's life.
-#[inline(always)]
-fn ends_or_begins(signal: Signal) -> bool {
-    matches!(
-        signal,
-        Signal::Open | Signal::OpenReply | Signal::Close | Signal::Reset
-    )
+    let now = now();
+    if row.last_seen != now {
+        if is_over(row, key.protocol, now) {
+            return Fast::Known;
+        }
+        row.last_seen = now;
+    }
+    Fast::Established
 }
 
 /// What the fast path found.
@@ -58,7 +44,7 @@ pub(crate) enum Fast {
     /// Done: the packet passes.
     Established,
     /// A flow that needs a second look.
-    Known(*mut Flow),
+    Known,
     /// No two-way flow.
     Unknown,
 }
@@ -83,7 +69,7 @@ fn opened_port<A: Copy>(key: &FlowKey<A>, direction: Direction) -> u16 {
     }
 }
 
-/// Judges a flow by the policies of the direction it was opened in.
+/// Judges a flow by the policies of the direction it was opened in, and writes how to `decision`.
 #[inline(always)]
 fn judge<F: Family>(
     subject: &Subject,
@@ -100,54 +86,82 @@ fn judge<F: Family>(
     decision.outcome == Decision::ALLOW
 }
 
-/// A packet of a flow that is in a table: old epoch, closing, cut, or with a signal. `None` when the
-/// flow is over and the packet begins anew.
+/// The slow path, for packets that begin, end or revive a flow. `known` is the two-way flow that the
+/// fast path found, or null; `from_node` says whether a socket of this node made the packet.
 #[inline(always)]
-pub(crate) fn revisit<F: Family>(
+pub(crate) fn resolve<F: Family>(
     subject: &Subject,
     packet: &Packet<F>,
-    flow: *mut Flow,
+    known: *mut Flow,
+    from_node: impl FnOnce() -> bool,
     decision: &mut Decision,
-) -> Option<Reason> {
+) -> Reason {
     let now = now();
-    // SAFETY (whole function): a row of an LRU table; see `established`.
-    unsafe {
-        let state = (*flow).state;
-        let timeout = config::flow_timeout(packet.key.protocol, state);
-        if is_expired(now, (*flow).last_seen, timeout) {
-            return None;
-        }
-        let opened = initiator(flow);
-        let reply = opened as u8 != packet.direction as u8;
-        if (*flow).epoch != subject.epoch {
-            let exempt = (*flow).flags & Flow::NODE_ORIGIN != 0;
-            if !exempt && !judge::<F>(subject, &packet.key, opened, decision) {
-                // Cut. The entry stays, so that the other side's packets cannot pass for a new
-                // flow in their own direction.
-                (*flow).state = FlowState::REVOKED;
-                (*flow).epoch = subject.epoch;
-                (*flow).last_seen = now;
-                return Some(denied(decision));
-            }
-            (*flow).epoch = subject.epoch;
-            if state == FlowState::REVOKED {
-                (*flow).state = FlowState::TWO_WAY;
-            }
-        } else if state == FlowState::REVOKED {
-            if packet.key.protocol == policy_common::flow::protocol::TCP {
-                (*flow).last_seen = now;
+    let mut flow = known;
+    if flow.is_null() && !packet.signal.opens() {
+        flow = F::new_flows()
+            .get_ptr_mut(&packet.key)
+            .unwrap_or(core::ptr::null_mut());
+    }
+    // SAFETY (here and below): a row of an LRU table; see `established`.
+    if !flow.is_null() && unsafe { is_over(&*flow, packet.key.protocol, now) } {
+        flow = core::ptr::null_mut();
+    }
+    let (opened, exempt, judged) = if flow.is_null() {
+        (packet.direction, from_node(), false)
+    } else {
+        let row = unsafe { &*flow };
+        (
+            initiator(flow),
+            row.flags & Flow::NODE_ORIGIN != 0,
+            row.epoch == subject.epoch,
+        )
+    };
+    let allowed = judged || exempt || judge::<F>(subject, &packet.key, opened, decision);
+    if flow.is_null() {
+        return if allowed {
+            begin(subject, packet, exempt, now, decision)
+        } else {
+            denied(decision)
+        };
+    }
+    let row = unsafe { &mut *flow };
+    if !allowed {
+        // Cut. The entry stays, so that the other side's packets cannot pass for a new flow in their
+        // own direction.
+        row.state = FlowState::REVOKED;
+        row.epoch = subject.epoch;
+        row.last_seen = now;
+        return denied(decision);
+    }
+    if row.state == FlowState::REVOKED {
+        if judged {
+            if packet.key.protocol == protocol::TCP {
+                row.last_seen = now;
             }
             decision.policy = subject.policy(opened);
-            return Some(Reason::FlowRevoked);
+            return Reason::FlowRevoked;
         }
-        let state = (*flow).state;
-        let next = next_state(state, packet.signal, reply);
-        if next != state {
-            (*flow).state = next;
-        }
-        (*flow).last_seen = now;
+        row.state = FlowState::TWO_WAY;
     }
-    Some(Reason::Established)
+    row.epoch = subject.epoch;
+    row.last_seen = now;
+    let reply = opened as u8 != packet.direction as u8;
+    row.state = next_state(row.state, packet.signal, reply);
+    if known.is_null() && reply {
+        promote(packet, row);
+    }
+    Reason::Established
+}
+
+/// Whether a flow has not been heard of for too long.
+#[inline(always)]
+fn is_over(flow: &Flow, protocol: u8, now: u32) -> bool {
+    is_expired(
+        now,
+        flow.last_seen,
+        config::flow_timeout(protocol, flow.state),
+    )
 }
 
 /// The reason of a drop by classification.
@@ -160,71 +174,55 @@ fn denied(decision: &Decision) -> Reason {
     }
 }
 
-/// A packet without a live two-way flow: part of a one-way flow, or the beginning of a new one.
+/// Records a flow that an allowed packet begins.
 #[inline(always)]
-pub(crate) fn begin<F: Family>(
+fn begin<F: Family>(
     subject: &Subject,
     packet: &Packet<F>,
     from_node: bool,
-    decision: &mut Decision,
+    now: u32,
+    decision: &Decision,
 ) -> Reason {
-    if packet.signal as u8 != Signal::Open as u8
-        && let Some(flow) = F::new_flows().get_ptr_mut(packet.key)
-        && let Some(reason) = revisit(subject, packet, flow, decision)
-    {
-        promote(packet, flow, reason);
-        return reason;
-    }
-    let mut flags = 0;
-    let mut passed = Reason::PolicyAllowed;
-    if from_node {
-        flags = Flow::NODE_ORIGIN;
-        passed = Reason::NodeOrigin;
-    } else if !judge::<F>(subject, &packet.key, packet.direction, decision) {
-        return denied(decision);
-    }
-    if !begins_flow(packet.signal) {
+    let passed = if from_node {
+        Reason::NodeOrigin
+    } else {
+        Reason::PolicyAllowed
+    };
+    if !packet.signal.begins_flow() {
         return passed;
     }
     let flow = Flow {
         epoch: subject.epoch,
-        last_seen: now(),
+        last_seen: now,
         rule: decision.rule,
         state: FlowState::ONE_WAY,
         initiator: packet.direction as u8,
-        flags,
+        flags: if from_node { Flow::NODE_ORIGIN } else { 0 },
         _pad: 0,
     };
-    if packet.signal as u8 == Signal::Open as u8
-        && let Some(old) = F::flows().get_ptr_mut(packet.key)
+    if packet.signal.opens()
+        && let Some(old) = F::flows().get_ptr_mut(&packet.key)
     {
         reopen(old, &flow);
         return passed;
     }
-    match F::new_flows().insert(packet.key, flow, BPF_ANY as u64) {
+    match F::new_flows().insert(&packet.key, flow, BPF_ANY as u64) {
         Ok(()) => passed,
         Err(_) => Reason::FlowTableError,
     }
 }
 
-/// Moves a one-way flow that has become two-way to the table of such flows.
+/// Moves a one-way flow that has become two-way to the table of such flows. Where the insert fails,
+/// the one-way entry goes on serving both directions.
 #[inline(always)]
-fn promote<F: Family>(packet: &Packet<F>, flow: *mut Flow, reason: Reason) {
-    // SAFETY: a row of an LRU table; see `established`.
-    let value = unsafe { *flow };
-    let is_live = reason as u8 == Reason::Established as u8;
-    let is_reply = value.initiator == opposite(packet.direction) as u8;
-    if is_live && is_reply && F::flows().insert(packet.key, value, BPF_ANY as u64).is_ok() {
-        // Where the insert fails the one-way entry goes on serving both directions.
-        let _ = F::new_flows().remove(packet.key);
+fn promote<F: Family>(packet: &Packet<F>, flow: &Flow) {
+    let value = *flow;
+    if F::flows()
+        .insert(&packet.key, value, BPF_ANY as u64)
+        .is_ok()
+    {
+        let _ = F::new_flows().remove(&packet.key);
     }
-}
-
-/// Whether a packet that was allowed, but belongs to no flow, begins one. What only ever answers, or
-/// ends a connection, must not make way for the other direction.
-#[inline(always)]
-fn begins_flow(signal: Signal) -> bool {
-    matches!(signal, Signal::None | Signal::Open | Signal::Close)
 }
 
 /// An allowed SYN on a key that has a two-way entry. A live flow opened the same way is left as it
@@ -249,9 +247,9 @@ pub(crate) fn is_allowed<F: Family>(
     key: &FlowKey<F::Address>,
     decision: &mut Decision,
 ) -> bool {
-    let flow = match F::flows().get_ptr_mut(*key) {
+    let flow = match F::flows().get_ptr_mut(key) {
         Some(flow) => flow,
-        None => match F::new_flows().get_ptr_mut(*key) {
+        None => match F::new_flows().get_ptr_mut(key) {
             Some(flow) => flow,
             None => return false,
         },

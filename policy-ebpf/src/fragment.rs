@@ -2,32 +2,26 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use policy_common::flow::{FragmentKey, FragmentPorts, is_expired};
-use policy_common::verdict::Direction;
 
 use crate::config;
-use crate::endpoint::Subject;
 use crate::event::now;
 use crate::family::Family;
 use crate::maps::FRAGMENTS;
 use crate::packet::Packet;
-use crate::parse::Network;
 
 #[inline(always)]
-fn key<F: Family>(
-    endpoint: u32,
-    direction: Direction,
-    saddr: F::Address,
-    daddr: F::Address,
-    protocol: u8,
-    identification: u32,
-) -> FragmentKey {
+fn key<F: Family>(packet: &Packet<F>) -> FragmentKey {
     FragmentKey {
-        saddr: F::octets(saddr),
-        daddr: F::octets(daddr),
-        identification,
-        endpoint,
-        protocol: if F::NUMBER == 4 { protocol } else { 0 },
-        direction: direction as u8,
+        saddr: F::octets(packet.saddr),
+        daddr: F::octets(packet.daddr),
+        identification: packet.identification,
+        endpoint: packet.key.endpoint,
+        protocol: if F::NUMBER == 4 {
+            packet.key.protocol
+        } else {
+            0
+        },
+        direction: packet.direction as u8,
         family: F::NUMBER,
         _pad: 0,
     }
@@ -35,8 +29,8 @@ fn key<F: Family>(
 
 /// Remembers the ports of a datagram whose first fragment passed. A table that cannot take the row
 /// means that the later fragments drop.
-#[inline(always)]
-pub(crate) fn remember<F: Family>(packet: &Packet<F>) {
+#[inline(never)]
+pub(crate) fn remember<F: Family>(packet: &Packet<F>) -> u32 {
     let ports = FragmentPorts {
         local_port: packet.key.local_port,
         remote_port: packet.key.remote_port,
@@ -44,37 +38,22 @@ pub(crate) fn remember<F: Family>(packet: &Packet<F>) {
         protocol: packet.key.protocol,
         _pad: [0; 3],
     };
-    let key = key::<F>(
-        packet.key.endpoint,
-        packet.direction,
-        packet.saddr,
-        packet.daddr,
-        packet.key.protocol,
-        packet.identification,
-    );
-    let _ = FRAGMENTS.insert(key, ports, BPF_ANY as u64);
+    FRAGMENTS.insert(key(packet), ports, BPF_ANY as u64).is_ok() as u32
 }
 
-/// The ports of the datagram that a later fragment belongs to.
-#[inline(always)]
-pub(crate) fn recall<F: Family>(
-    subject: &Subject,
-    direction: Direction,
-    network: &Network<F>,
-) -> Option<FragmentPorts> {
-    let key = key::<F>(
-        subject.id,
-        direction,
-        network.saddr,
-        network.daddr,
-        network.protocol,
-        network.identification,
-    );
+/// Gives a later fragment the protocol and ports of its datagram; 0 when its first fragment was not
+/// seen.
+#[inline(never)]
+pub(crate) fn recall<F: Family>(packet: &mut Packet<F>) -> u32 {
     // SAFETY: the value is copied at once.
-    let ports = unsafe { *FRAGMENTS.get(key)? };
+    let Some(ports) = (unsafe { FRAGMENTS.get(key(packet)) }) else {
+        return 0;
+    };
     if is_expired(now(), ports.seen, config::fragment_timeout()) {
-        None
-    } else {
-        Some(ports)
+        return 0;
     }
+    packet.key.local_port = ports.local_port;
+    packet.key.remote_port = ports.remote_port;
+    packet.key.protocol = ports.protocol;
+    1
 }

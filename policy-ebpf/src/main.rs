@@ -29,20 +29,22 @@ mod packet;
 mod parse;
 mod policy;
 mod quoted;
+mod scratch;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use policy_common::flow::{Flow, Signal};
+use policy_common::endpoint::Endpoint;
 use policy_common::verdict::{Direction, Reason, Verdict};
 
 use endpoint::Subject;
 use family::{Family, V4, V6};
 use flow::Fast;
 use packet::Packet;
-use parse::{Fragment, Network, Transport};
+use parse::Fragment;
 use policy::Decision;
+use scratch::Scratch;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -94,6 +96,12 @@ fn judge(skb: &TcContext, direction: Direction) -> Reason {
     }
 }
 
+/// A reason that came out of a function of its own as a number; those return nothing else.
+#[inline(always)]
+fn number_to_reason(number: u32) -> Reason {
+    Reason::try_from(number as u8).unwrap_or(Reason::NoPolicy)
+}
+
 /// Drops a packet that was not parsed.
 #[inline(always)]
 fn unparsed(skb: &TcContext, endpoint: u32, direction: Direction, reason: Reason) -> Reason {
@@ -101,151 +109,127 @@ fn unparsed(skb: &TcContext, endpoint: u32, direction: Direction, reason: Reason
     reason
 }
 
+/// An IP packet. The fast and the slow path are functions of their own, called one after the other:
+/// the kernel allows 512 bytes of stack to all functions that are in each other's way.
 #[inline(always)]
 fn judge_ip<F: Family>(skb: &TcContext, subject: &Subject, direction: Direction) -> Reason {
-    let mut network = match F::parse_network(skb, parse::NETWORK_OFFSET) {
+    let number = judge_fast::<F>(skb.skb.skb, subject.row, subject.epoch, direction as u32);
+    if number != UNDECIDED {
+        return number_to_reason(number);
+    }
+    number_to_reason(judge_slowly::<F>(skb.skb.skb, subject.row))
+}
+
+/// What [`judge_fast`] returns when it has filled [`Scratch`] for [`judge_slowly`]; no `Reason`.
+const UNDECIDED: u32 = 0x100;
+
+/// Parsing, and all that needs no more than one lookup; returns a `Reason` as a number, or
+/// [`UNDECIDED`].
+#[inline(never)]
+fn judge_fast<F: Family>(
+    skb: *mut __sk_buff,
+    row: *const Endpoint,
+    epoch: u32,
+    direction: u32,
+) -> u32 {
+    let subject = Subject::again(row, epoch);
+    match judge_packet::<F>(&TcContext::new(skb), &subject, direction_of(direction)) {
+        Some(reason) => reason as u32,
+        None => UNDECIDED,
+    }
+}
+
+/// A direction that came into a function of its own as a number.
+#[inline(always)]
+fn direction_of(number: u32) -> Direction {
+    if number == Direction::Ingress as u32 {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    }
+}
+
+#[inline(always)]
+fn judge_packet<F: Family>(
+    skb: &TcContext,
+    subject: &Subject,
+    direction: Direction,
+) -> Option<Reason> {
+    let network = match F::parse_network(skb, parse::NETWORK_OFFSET) {
         Ok(network) => network,
         // Without addresses the source cannot be checked, so not even an un-isolated pod may send it.
         Err(reason) if subject.is_isolated() || matches!(direction, Direction::Egress) => {
-            return unparsed(skb, subject.id, direction, reason);
+            return Some(unparsed(skb, subject.id, direction, reason));
         }
-        Err(_) => return Reason::NotIsolated,
+        Err(_) => return Some(Reason::NotIsolated),
     };
     let own_source = matches!(direction, Direction::Ingress)
         || F::own_address(subject.row()) == Some(network.saddr)
         || F::is_harmless_source(network.saddr);
-    let transport = if matches!(network.fragment, Fragment::Later) {
-        Ok(Transport {
-            sport: 0,
-            dport: 0,
-            signal: Signal::None,
-            tcp_flags: 0,
-            icmp_type: 0,
-        })
-    } else {
-        parse::transport(skb, &network)
-    };
-    let mut transport = match transport {
+    let transport = match parse::transport(skb, &network) {
         Ok(transport) => transport,
-        Err(_) if own_source && !subject.is_isolated() => return Reason::NotIsolated,
-        Err(reason) => return unparsed(skb, subject.id, direction, reason),
+        Err(_) if own_source && !subject.is_isolated() => return Some(Reason::NotIsolated),
+        Err(reason) => return Some(unparsed(skb, subject.id, direction, reason)),
     };
-    let is_icmp = network.protocol == F::ICMP && !matches!(network.fragment, Fragment::Later);
-    if is_icmp && F::is_link_control(transport.icmp_type, network.hop_limit) {
-        return Reason::LinkControl;
-    }
-    if !own_source {
-        let packet = Packet::<F>::new(subject, direction, &network, &transport);
-        let decision = Decision::NOT_ISOLATED;
-        event::dropped(
-            skb.skb.skb,
-            &packet,
-            &decision,
-            Reason::SpoofedSource as u32,
-        );
-        return Reason::SpoofedSource;
+    if F::is_link_control(transport.icmp_type, network.hop_limit) {
+        return Some(Reason::LinkControl);
     }
     // An un-isolated endpoint needs no flows now, but the day a policy selects it, its connections
     // must be judged in the direction they were opened in: so their beginnings and ends are kept,
     // and only those.
-    let tells_life = !matches!(transport.signal, Signal::None | Signal::NoFlow);
-    if !tells_life && !subject.is_isolated() {
-        return Reason::NotIsolated;
+    if own_source && !transport.signal.tells_life() && !subject.is_isolated() {
+        return Some(Reason::NotIsolated);
     }
-    if matches!(network.fragment, Fragment::Later) {
-        let Some(ports) = fragment::recall(subject, direction, &network) else {
-            return unparsed(skb, subject.id, direction, Reason::FragmentUnknown);
-        };
-        return later_fragment(
-            skb,
-            subject,
-            direction,
-            &mut network,
-            &mut transport,
-            &ports,
-        );
-    }
-    if is_icmp
-        && F::is_icmp_error(transport.icmp_type)
-        && icmp_error::<F>(
-            skb.skb.skb,
-            subject,
-            direction as u32,
-            network.l4,
-            network.end,
-        ) != 0
-    {
-        return Reason::IcmpError;
-    }
-    judge_flow(
-        skb,
-        subject,
-        &Packet::new(subject, direction, &network, &transport),
-    )
-}
-
-/// A later fragment takes part in its datagram's flow, like any packet of it.
-#[inline(always)]
-fn later_fragment<F: Family>(
-    skb: &TcContext,
-    subject: &Subject,
-    direction: Direction,
-    network: &mut Network<F>,
-    transport: &mut Transport,
-    ports: &policy_common::flow::FragmentPorts,
-) -> Reason {
-    network.protocol = ports.protocol;
-    let mut packet = Packet::<F>::new(subject, direction, network, transport);
-    packet.key.local_port = ports.local_port;
-    packet.key.remote_port = ports.remote_port;
-    packet.signal = Signal::None;
-    judge_flow(skb, subject, &packet)
-}
-
-#[inline(always)]
-fn judge_flow<F: Family>(skb: &TcContext, subject: &Subject, packet: &Packet<F>) -> Reason {
-    // What opens a connection is never part of an older one.
-    let known = if matches!(packet.signal, Signal::Open) {
-        core::ptr::null_mut()
-    } else {
-        match flow::established(subject, packet) {
-            Fast::Established => {
-                if matches!(packet.fragment, Fragment::First) {
-                    fragment::remember(packet);
-                }
-                return Reason::Established;
+    let key = packet::flow_key(subject.id, direction, &network, &transport);
+    let is_error = F::is_icmp_error(transport.icmp_type);
+    // What opens a connection is never part of an older one; a later fragment has no ports yet; an
+    // ICMP error belongs to the flow that it quotes.
+    let fast = own_source && !transport.signal.opens() && !network.fragment.is_later() && !is_error;
+    let mut in_table = false;
+    if fast {
+        match flow::established::<F>(subject, &key, transport.signal) {
+            Fast::Established if network.fragment == Fragment::WHOLE => {
+                return Some(Reason::Established);
             }
-            Fast::Known(flow) => flow,
-            Fast::Unknown => core::ptr::null_mut(),
+            Fast::Unknown => {}
+            Fast::Established | Fast::Known => in_table = true,
         }
-    };
-    let bits = judge_slowly(skb.skb.skb, subject, packet, known);
-    // Never fails: `judge_slowly` returns nothing else.
-    Reason::try_from(bits as u8).unwrap_or(Reason::NoPolicy)
+    }
+    match Scratch::fill(direction, &key, &network, &transport) {
+        Some(scratch) => {
+            scratch.epoch = subject.epoch;
+            scratch.in_table = in_table as u8;
+            scratch.is_icmp_error = is_error as u8;
+            scratch.is_spoofed = !own_source as u8;
+            None
+        }
+        None => Some(Reason::NoPolicy),
+    }
 }
 
-/// Everything past the fast path, in a function of its own; returns a `Reason` as a number.
+/// Everything past the fast path; returns a `Reason` as a number.
 #[inline(never)]
-fn judge_slowly<F: Family>(
-    skb: *mut __sk_buff,
-    subject: &Subject,
-    packet: &Packet<F>,
-    known: *mut Flow,
-) -> u32 {
-    let mut decision = Decision::NOT_ISOLATED;
-    let reason = slow_reason(skb, subject, packet, known, &mut decision);
+fn judge_slowly<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32 {
+    let Some(scratch) = scratch::memory::<Scratch<F>>() else {
+        return Reason::NoPolicy as u32;
+    };
+    let subject = Subject::again(row, scratch.epoch);
+    let reason = slow_reason(skb, &subject, scratch);
+    let Scratch {
+        packet, decision, ..
+    } = scratch;
     match reason.verdict() {
         Verdict::Pass => {
-            if matches!(packet.fragment, Fragment::First) {
+            if packet.fragment.is_first() {
                 fragment::remember(packet);
             }
         }
         Verdict::Drop => {
-            event::dropped(skb, packet, &decision, reason as u32);
+            event::dropped(skb, packet, decision, reason as u32);
         }
     }
     if config::log_decisions() {
-        log_decision(skb, packet, &decision, reason);
+        log_decision(skb, packet, decision, reason);
     }
     reason as u32
 }
@@ -254,20 +238,33 @@ fn judge_slowly<F: Family>(
 fn slow_reason<F: Family>(
     skb: *mut __sk_buff,
     subject: &Subject,
-    packet: &Packet<F>,
-    known: *mut Flow,
-    decision: &mut Decision,
+    scratch: &mut Scratch<F>,
 ) -> Reason {
-    if F::own_address(subject.row()) == Some(packet.key.remote) {
+    if scratch.is_spoofed != 0 {
+        return Reason::SpoofedSource;
+    }
+    if F::own_address(subject.row()) == Some(scratch.packet.key.remote) {
         return Reason::OwnAddress;
     }
-    if !known.is_null()
-        && let Some(reason) = flow::revisit(subject, packet, known, decision)
-    {
-        return reason;
+    if scratch.is_icmp_error != 0 && icmp_error(skb, subject, scratch) != 0 {
+        return Reason::IcmpError;
     }
-    let from_node = matches!(packet.direction, Direction::Ingress) && is_from_node(skb);
-    flow::begin(subject, packet, from_node, decision)
+    let Scratch {
+        packet, decision, ..
+    } = scratch;
+    // A later fragment takes part in its datagram's flow, like any packet of it.
+    if packet.fragment.is_later() && fragment::recall(packet) == 0 {
+        return Reason::FragmentUnknown;
+    }
+    let known = if scratch.in_table != 0 || packet.fragment.is_later() {
+        F::flows()
+            .get_ptr_mut(&packet.key)
+            .unwrap_or(core::ptr::null_mut())
+    } else {
+        core::ptr::null_mut()
+    };
+    let from_node = || matches!(packet.direction, Direction::Ingress) && is_from_node(skb);
+    flow::resolve(subject, packet, known, from_node, decision)
 }
 
 /// Whether a socket of this node made the packet. What is forwarded, translated or not, has none.
@@ -286,30 +283,17 @@ fn is_from_node(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Whether the ICMP error at `l4` belongs to an allowed flow.
+/// Whether the ICMP error in `scratch` belongs to an allowed flow.
 #[inline(never)]
-fn icmp_error<F: Family>(
-    skb: *mut __sk_buff,
-    subject: &Subject,
-    direction: u32,
-    l4: usize,
-    end: usize,
-) -> u32 {
+fn icmp_error<F: Family>(skb: *mut __sk_buff, subject: &Subject, scratch: &mut Scratch<F>) -> u32 {
     let skb = TcContext::new(skb);
-    let direction = if direction == Direction::Ingress as u32 {
-        Direction::Ingress
-    } else {
-        Direction::Egress
-    };
-    // The verifier wants a bound on the offset; no packet has headers this long.
-    if l4 > 0x3fff {
+    if !quoted::find_flow_key(&skb, subject, scratch) {
         return 0;
     }
-    let Some(key) = quoted::flow_key::<F>(&skb, subject, direction, l4, end) else {
-        return 0;
-    };
-    let mut decision = Decision::NOT_ISOLATED;
-    flow::is_allowed::<F>(subject, &key, &mut decision) as u32
+    let allowed = flow::is_allowed::<F>(subject, &scratch.quoted, &mut scratch.decision);
+    // Where it is not, it is judged by itself, from the beginning.
+    scratch.decision = Decision::NOT_ISOLATED;
+    allowed as u32
 }
 
 /// A line for developers; the verifier removes it unless it was asked for at load.

@@ -29,6 +29,9 @@ pub(crate) type FlowTable<A> = LruHashMap<FlowKey<A>, Flow, { map::FLOWS_V4.capa
 pub(crate) type NewFlowTable<A> =
     LruHashMap<FlowKey<A>, Flow, { map::FLOWS_NEW_V4.capacity as usize }>;
 
+/// Size of the slow path's working memory, in 64-bit words.
+pub(crate) const SCRATCH_WORDS: usize = 24;
+
 macro_rules! tables {
     ($($id:ident, $name:literal: $type:ty;)+) => {
         $(
@@ -60,5 +63,6 @@ tables! {
         LruHashMap<FragmentKey, FragmentPorts, { map::FRAGMENTS.capacity as usize }>;
     COUNTERS, "counters": PerCpuArray<Counter, { map::COUNTERS.capacity as usize }>;
     EVENT_BUDGET, "event_budget": PerCpuArray<EventBudget, { map::EVENT_BUDGET.capacity as usize }>;
+    SCRATCH, "scratch": PerCpuArray<[u64; SCRATCH_WORDS], 1>;
     EVENTS, "events": RingBuf<Event, { map::EVENTS.capacity as usize }>;
 }

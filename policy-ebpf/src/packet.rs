@@ -3,11 +3,11 @@
 use policy_common::flow::{FlowKey, Signal};
 use policy_common::verdict::Direction;
 
-use crate::endpoint::Subject;
 use crate::family::Family;
 use crate::parse::{Fragment, Network, Transport};
 
 /// A packet, its flow's key, and what the slow path asks about it.
+#[repr(C)]
 pub(crate) struct Packet<F: Family> {
     /// The key of the flow that the packet belongs to.
     pub(crate) key: FlowKey<F::Address>,
@@ -31,41 +31,29 @@ pub(crate) struct Packet<F: Family> {
     pub(crate) daddr: F::Address,
 }
 
-impl<F: Family> Packet<F> {
-    /// Seen from `subject`.
-    #[inline(always)]
-    pub(crate) fn new(
-        subject: &Subject,
-        direction: Direction,
-        network: &Network<F>,
-        transport: &Transport,
-    ) -> Self {
-        let (remote, mut local_port, mut remote_port) = match direction {
-            Direction::Ingress => (network.saddr, transport.dport, transport.sport),
-            Direction::Egress => (network.daddr, transport.sport, transport.dport),
-        };
-        if network.protocol == F::ICMP {
-            (local_port, remote_port) = icmp_ports::<F>(direction, transport);
-        }
-        Self {
-            key: FlowKey {
-                endpoint: subject.id,
-                remote,
-                local_port,
-                remote_port,
-                protocol: network.protocol,
-                _pad: [0; 3],
-            },
-            direction,
-            signal: transport.signal,
-            fragment: network.fragment,
-            tcp_flags: transport.tcp_flags,
-            sport: transport.sport,
-            dport: transport.dport,
-            identification: network.identification,
-            saddr: network.saddr,
-            daddr: network.daddr,
-        }
+/// The key of the flow that a packet belongs to.
+#[inline(always)]
+pub(crate) fn flow_key<F: Family>(
+    endpoint: u32,
+    direction: Direction,
+    network: &Network<F>,
+    transport: &Transport,
+) -> FlowKey<F::Address> {
+    let (remote, mut local_port, mut remote_port) = match direction {
+        Direction::Ingress => (network.saddr, transport.dport, transport.sport),
+        Direction::Egress => (network.daddr, transport.sport, transport.dport),
+    };
+    if network.protocol == F::ICMP {
+        (local_port, remote_port) = icmp_ports::<F>(direction, transport);
+    }
+    let protocol = network.protocol;
+    FlowKey {
+        endpoint,
+        remote,
+        local_port,
+        remote_port,
+        protocol,
+        _pad: [0; 3],
     }
 }
 

@@ -6,6 +6,7 @@
 
 use core::mem::offset_of;
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use network_types::eth::EthHdr;
 use network_types::icmp::Icmpv4Hdr;
@@ -13,10 +14,11 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::sctp::SctpHdr;
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
-use policy_common::flow::{Signal, protocol, sctp_signal, tcp_signal};
+use policy_common::flow::{Signal, protocol};
 use policy_common::verdict::Reason;
 
 use crate::family::{Family, V4, V6};
+use crate::scratch;
 
 /// Offset of the network header.
 pub(crate) const NETWORK_OFFSET: usize = EthHdr::LEN;
@@ -25,16 +27,43 @@ const TCP_FLAGS: usize = 13;
 /// IPv6 extension headers walked before the packet counts as malformed.
 const MAX_EXTENSIONS: usize = 8;
 
-/// What part of a datagram a packet is.
+/// What part of a datagram a packet is: an IPv4 header's fragment field (RFC 791), flag "more" and
+/// offset in units of 8 bytes; IPv6's is translated to it.
+///
+/// Kept as the number it is: three named cases would be three states for the verifier to follow.
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Fragment {
+pub(crate) struct Fragment(u16);
+
+impl Fragment {
+    const MORE: u16 = 0x2000;
+    const OFFSET: u16 = 0x1fff;
+
     /// All of it.
-    Whole = 0,
-    /// Its beginning, with the L4 header.
-    First = 1,
+    pub(crate) const WHOLE: Self = Self(0);
+
+    #[inline(always)]
+    fn from_field(field: u16) -> Self {
+        Self(field & (Self::MORE | Self::OFFSET))
+    }
+
+    /// Its beginning, with the L4 header, and not all of it.
+    #[inline(always)]
+    pub(crate) fn is_first(self) -> bool {
+        self.0 == Self::MORE
+    }
+
     /// A later part, without ports.
-    Later = 2,
+    #[inline(always)]
+    pub(crate) fn is_later(self) -> bool {
+        self.0 & Self::OFFSET != 0
+    }
+
+    /// A later part of a TCP segment that could overwrite the ports or flags that were judged in its
+    /// first (RFC 1858, section 3.2).
+    #[inline(always)]
+    fn overlaps_tcp_header(self, protocol: u8) -> bool {
+        self.is_later() && self.0 & Self::OFFSET < 3 && protocol == protocol::TCP
+    }
 }
 
 /// A parsed network header.
@@ -169,14 +198,10 @@ pub(crate) fn ipv4_header(skb: &TcContext, offset: usize) -> Result<Network<V4>,
     if version_and_length >> 4 != 4 || header_len < Ipv4Hdr::LEN {
         return Err(Reason::Malformed);
     }
-    let units = fragment_field & 0x1fff;
-    let fragment = if units != 0 {
-        later_fragment(protocol, units)?
-    } else if fragment_field & 0x2000 != 0 {
-        Fragment::First
-    } else {
-        Fragment::Whole
-    };
+    let fragment = Fragment::from_field(fragment_field);
+    if fragment.overlaps_tcp_header(protocol) {
+        return Err(Reason::Malformed);
+    }
     Ok(Network {
         saddr,
         daddr,
@@ -189,49 +214,34 @@ pub(crate) fn ipv4_header(skb: &TcContext, offset: usize) -> Result<Network<V4>,
     })
 }
 
-/// A later fragment that begins `units` * 8 bytes into the datagram. One that could overwrite the
-/// flags of a TCP header that was judged before is refused (RFC 1858, section 3.2).
-#[inline(always)]
-fn later_fragment(protocol: u8, units: u16) -> Result<Fragment, Reason> {
-    if protocol == protocol::TCP && units < 3 {
-        return Err(Reason::Malformed);
-    }
-    Ok(Fragment::Later)
-}
-
 /// Whether IPv4 options hold a source route (types 131 and 137), which would hide the true
 /// destination. Options that cannot be parsed count as one.
 #[inline(never)]
-fn has_source_route(
-    skb: *mut aya_ebpf::bindings::__sk_buff,
-    offset: usize,
-    header_len: usize,
-) -> u32 {
+fn has_source_route(skb: *mut __sk_buff, offset: usize, header_len: usize) -> u32 {
     let skb = TcContext::new(skb);
-    let mut at = Ipv4Hdr::LEN;
+    let Some(walk) = Walk::begin(Ipv4Hdr::LEN as u32, 0) else {
+        return 1;
+    };
     // 40 bytes of options: at most 40 options of one byte.
     for _ in 0..40 {
-        if at >= header_len {
+        let at = (walk.at & 0x3f) as usize;
+        // A last byte by itself can only be padding: every other option has a length.
+        if at + 2 > header_len {
             return 0;
         }
-        let Some(option) = bytes::<1>(&skb, offset + (at & 0x3f)) else {
+        let Some(option) = bytes::<2>(&skb, offset + at) else {
             return 1;
         };
-        match byte(option, 0) {
+        let len = match byte(option, 0) {
             0 => return 0,
-            1 => at += 1,
+            1 => 1,
             131 | 137 => return 1,
-            _ => {
-                let Some(option) = bytes::<2>(&skb, offset + (at & 0x3f)) else {
-                    return 1;
-                };
-                let len = byte(option, 1) as usize;
-                if len < 2 || at + len > header_len {
-                    return 1;
-                }
-                at += len;
-            }
+            _ => byte(option, 1) as usize,
+        };
+        if len == 0 || at + len > header_len {
+            return 1;
         }
+        walk.at += len as u32;
     }
     0
 }
@@ -266,7 +276,7 @@ pub(crate) fn ipv6_header(skb: &TcContext, offset: usize) -> Result<Network<V6>,
         daddr,
         protocol,
         hop_limit,
-        fragment: Fragment::Whole,
+        fragment: Fragment::WHOLE,
         identification: 0,
         l4: offset + LEN,
         end: offset + LEN + payload,
@@ -279,18 +289,21 @@ pub(crate) fn ipv6_extensions(skb: &TcContext, network: &mut Network<V6>) -> Res
     if !is_extension(network.protocol) {
         return Ok(());
     }
-    let bits = walk_extensions(skb.skb.skb, network.l4, network.protocol, network.end);
-    let walked = Walked::from_bits(bits);
-    network.protocol = walked.protocol;
-    network.l4 = walked.l4 as usize;
-    network.identification = walked.identification;
-    network.fragment = match walked.outcome {
-        Walked::WHOLE => Fragment::Whole,
-        Walked::FIRST => Fragment::First,
-        Walked::LATER => Fragment::Later,
-        Walked::SOURCE_ROUTE => return Err(Reason::SourceRoute),
+    match walk_extensions(skb.skb.skb, network.l4, network.protocol, network.end) {
+        Walk::DONE => {}
+        Walk::SOURCE_ROUTE => return Err(Reason::SourceRoute),
         _ => return Err(Reason::Malformed),
+    }
+    let Some(walk) = scratch::memory::<Walk>() else {
+        return Err(Reason::Malformed);
     };
+    network.protocol = walk.protocol;
+    network.l4 = (walk.at & 0x7fff) as usize;
+    network.identification = walk.identification;
+    network.fragment = Fragment(walk.fragment);
+    if network.fragment.overlaps_tcp_header(network.protocol) {
+        return Err(Reason::Malformed);
+    }
     Ok(())
 }
 
@@ -306,100 +319,80 @@ fn is_extension(next: u8) -> bool {
     matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
 
-/// What [`walk_extensions`] found, in the 64 bits that a BPF function can return.
-struct Walked {
-    outcome: u8,
-    protocol: u8,
-    l4: u16,
+/// Where a walk over options or extension headers stands. Kept in per-CPU memory, so that the verifier
+/// sees one state a turn instead of one for every sequence of headers.
+struct Walk {
+    /// Offset of the next header or option.
+    at: u32,
+    /// Identification of the fragment header, once one was met.
     identification: u32,
+    /// Number of the next header.
+    protocol: u8,
+    /// Zero.
+    _pad: u8,
+    /// `Fragment`, as the fragment header tells.
+    fragment: u16,
 }
 
-impl Walked {
-    const WHOLE: u8 = 0;
-    const FIRST: u8 = 1;
-    const LATER: u8 = 2;
-    const SOURCE_ROUTE: u8 = 3;
-    const MALFORMED: u8 = 4;
+impl Walk {
+    const DONE: u32 = 0;
+    const SOURCE_ROUTE: u32 = 1;
+    const MALFORMED: u32 = 2;
 
     #[inline(always)]
-    fn to_bits(&self) -> u64 {
-        self.outcome as u64
-            | (self.protocol as u64) << 8
-            | (self.l4 as u64) << 16
-            | (self.identification as u64) << 32
-    }
-
-    #[inline(always)]
-    fn from_bits(bits: u64) -> Self {
-        Self {
-            outcome: bits as u8,
-            protocol: (bits >> 8) as u8,
-            l4: (bits >> 16) as u16 & 0x7fff,
-            identification: (bits >> 32) as u32,
-        }
+    fn begin(at: u32, protocol: u8) -> Option<&'static mut Self> {
+        scratch::place(Self {
+            at,
+            identification: 0,
+            protocol,
+            _pad: 0,
+            fragment: 0,
+        })
     }
 }
 
+/// Walks to the L4 header; the result is in [`Walk`].
 #[inline(never)]
-fn walk_extensions(
-    skb: *mut aya_ebpf::bindings::__sk_buff,
-    start: usize,
-    first: u8,
-    end: usize,
-) -> u64 {
+fn walk_extensions(skb: *mut __sk_buff, start: usize, first: u8, end: usize) -> u32 {
     let skb = TcContext::new(skb);
-    let mut walked = Walked {
-        outcome: Walked::WHOLE,
-        protocol: first,
-        l4: 0,
-        identification: 0,
+    let Some(walk) = Walk::begin(start as u32, first) else {
+        return Walk::MALFORMED;
     };
-    let mut at = start;
     for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(walked.protocol) {
-            walked.l4 = at as u16;
-            return walked.to_bits();
+        let kind = walk.protocol;
+        if !is_extension(kind) {
+            return Walk::DONE;
         }
         // The verifier wants a bound on the offset; no packet has headers this long.
+        let at = walk.at as usize;
         if at > 0x3fff || at + 8 > end {
             break;
         }
         let Some(header) = bytes::<8>(&skb, at) else {
             break;
         };
-        let kind = walked.protocol;
-        walked.protocol = byte(header, 0);
+        walk.protocol = byte(header, 0);
         if kind == FRAGMENT {
             let field = be16(header, 2);
-            let units = field >> 3;
-            walked.identification = (be16(header, 4) as u32) << 16 | be16(header, 6) as u32;
-            if units != 0 {
-                // What follows belongs to the middle of the datagram: the walk ends here. Its
-                // protocol is that of the fragment header, which the first fragment has as well.
-                walked.l4 = (at + 8) as u16;
-                walked.outcome = match later_fragment(walked.protocol, units) {
-                    Ok(_) => Walked::LATER,
-                    Err(_) => Walked::MALFORMED,
-                };
-                return walked.to_bits();
+            let offset = field >> 3;
+            walk.identification = (be16(header, 4) as u32) << 16 | be16(header, 6) as u32;
+            walk.fragment = offset | (field & 1) << 13;
+            walk.at += 8;
+            if offset != 0 {
+                // What follows belongs to the middle of the datagram: the walk ends here.
+                return Walk::DONE;
             }
-            if field & 1 != 0 {
-                walked.outcome = Walked::FIRST;
-            }
-            at += 8;
         } else {
             if kind == ROUTING && byte(header, 3) != 0 {
-                walked.outcome = Walked::SOURCE_ROUTE;
-                return walked.to_bits();
+                return Walk::SOURCE_ROUTE;
             }
-            at += (byte(header, 1) as usize + 1) * 8;
+            walk.at += (byte(header, 1) as u32 + 1) * 8;
         }
     }
-    walked.outcome = Walked::MALFORMED;
-    walked.to_bits()
+    Walk::MALFORMED
 }
 
-/// Parses the L4 header of a packet that is not a later fragment.
+/// Parses the L4 header; a later fragment has none.
 #[inline(always)]
 pub(crate) fn transport<F: Family>(
     skb: &TcContext,
@@ -409,10 +402,13 @@ pub(crate) fn transport<F: Family>(
     let mut transport = Transport {
         sport: 0,
         dport: 0,
-        signal: Signal::None,
+        signal: Signal::NONE,
         tcp_flags: 0,
         icmp_type: 0,
     };
+    if network.fragment.is_later() {
+        return Ok(transport);
+    }
     match network.protocol {
         protocol::TCP => {
             if at + TcpHdr::LEN > network.end {
@@ -424,7 +420,7 @@ pub(crate) fn transport<F: Family>(
             transport.sport = be16(header, offset_of!(TcpHdr, source));
             transport.dport = be16(header, offset_of!(TcpHdr, dest));
             transport.tcp_flags = byte(header, TCP_FLAGS);
-            transport.signal = tcp_signal(transport.tcp_flags);
+            transport.signal = Signal::tcp(transport.tcp_flags);
         }
         protocol::UDP => {
             if at + UdpHdr::LEN > network.end {
@@ -447,7 +443,7 @@ pub(crate) fn transport<F: Family>(
             };
             transport.sport = be16(header, offset_of!(SctpHdr, src));
             transport.dport = be16(header, offset_of!(SctpHdr, dst));
-            transport.signal = sctp_signal(byte(header, size_of::<SctpHdr>()));
+            transport.signal = Signal::sctp(byte(header, size_of::<SctpHdr>()));
         }
         number if number == F::ICMP => {
             if at + size_of::<Icmpv4Hdr>() > network.end {
@@ -460,8 +456,8 @@ pub(crate) fn transport<F: Family>(
             transport.dport = be16(header, 0);
             transport.sport = be16(header, offset_of!(Icmpv4Hdr, data));
             transport.signal = match F::icmp_query(transport.icmp_type) {
-                Some((_, true)) => Signal::None,
-                _ => Signal::NoFlow,
+                Some((_, true)) => Signal::NONE,
+                _ => Signal(Signal::NO_FLOW),
             };
         }
         _ => {}
@@ -482,7 +478,7 @@ impl Transport {
         Self {
             sport: be16(header, 0),
             dport: be16(header, 2),
-            signal: Signal::None,
+            signal: Signal::NONE,
             tcp_flags: 0,
             icmp_type: 0,
         }
@@ -494,7 +490,7 @@ impl Transport {
         Self {
             sport: be16(header, offset_of!(Icmpv4Hdr, data)),
             dport: be16(header, 0),
-            signal: Signal::None,
+            signal: Signal::NONE,
             tcp_flags: 0,
             icmp_type: byte(header, 0),
         }

@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use policy_common::event::NO_RULE;
 use policy_common::flow::FlowKey;
 use policy_common::policy::{
-    MAX_PAGES, PeerKey, PolicyHeader, RULES_PER_PAGE, RuleAction, RuleBits, RuleKey, Tier, WORDS,
+    self, MAX_PAGES, PeerKey, PolicyHeader, RULES_PER_PAGE, RuleAction, RuleBits, RuleKey, Tier,
 };
 use policy_common::port::{PortData, PortKey};
 
@@ -27,6 +27,14 @@ pub(crate) struct Decision {
     pub(crate) policy: u32,
     /// The remote address's identity, as far as it was looked up.
     pub(crate) identity: u32,
+    /// While judging: whether some page says that a NetworkPolicy isolates the pod.
+    isolated: u32,
+    /// While judging: whether an admin rule passed on to the NetworkPolicy tier.
+    past_admin: u32,
+    /// While judging: how the identity is known, one of the numbers beside this struct.
+    known_by: u32,
+    /// While judging: number of the page's first rule.
+    first_rule: u32,
 }
 
 impl Decision {
@@ -37,17 +45,26 @@ impl Decision {
     /// Rows are missing: the packet must drop, and something is wrong.
     pub(crate) const INCOMPLETE: u32 = 2;
 
+    /// The address has no row of its own, and prefixes were not asked yet.
+    const UNKNOWN: u32 = 0;
+    /// The identity is what it is.
+    const LOOKED_UP: u32 = 1;
+
     /// What holds in a direction in which nothing isolates the pod.
     pub(crate) const NOT_ISOLATED: Self = Self {
         outcome: Self::ALLOW,
         rule: NO_RULE,
         policy: 0,
         identity: 0,
+        isolated: 0,
+        past_admin: 0,
+        known_by: Self::UNKNOWN,
+        first_rule: 0,
     };
 }
 
 /// Judges a flow of `key` that is opened towards `port`, by the rule list that begins at page
-/// `policy`, and writes the outcome to `decision`.
+/// `policy`, and writes the outcome to `decision`, which begins as `Decision::NOT_ISOLATED`.
 #[inline(never)]
 pub(crate) fn classify<F: Family>(
     policy: u32,
@@ -56,68 +73,78 @@ pub(crate) fn classify<F: Family>(
     decision: &mut Decision,
 ) -> u32 {
     decision.policy = policy;
-    decision.rule = NO_RULE;
     decision.outcome = Decision::INCOMPLETE;
-    let exact = Key::<F::Address>::new(F::ADDRESS_BITS, key.remote);
-    // SAFETY: the value is copied at once.
-    let mut identity = match unsafe { F::identities().get(key.remote) } {
-        Some(found) => Some(found.id),
-        None => None,
-    };
+    // SAFETY: the value is read at once.
+    if let Some(found) = unsafe { F::identities().get(&key.remote) } {
+        decision.identity = found.id;
+        decision.known_by = Decision::LOOKED_UP;
+    }
     let mut page = policy;
-    let mut isolated = false;
-    let mut past_admin = false;
-    for number in 0..MAX_PAGES {
-        let Some(header) = POLICIES.get(page) else {
-            return 0;
-        };
-        if header.flags & PolicyHeader::VALID == 0 {
-            return 0;
-        }
-        isolated |= header.flags & PolicyHeader::ISOLATED != 0;
-        // An address without a row of its own takes that of its longest prefix, but only a page
-        // that names prefixes could tell the difference.
-        if identity.is_none() && header.flags & PolicyHeader::HAS_PREFIXES != 0 {
-            identity = Some(match F::prefixes().get(&exact) {
-                Some(found) => found.id,
-                None => 0,
-            });
-        }
-        let known = identity.unwrap_or(0);
-        decision.identity = known;
-        let from = if past_admin {
-            header.network_policy_start as u32
-        } else {
-            0
-        };
-        let hit = match_page(page, header, known, key.protocol, port, from);
-        if hit != NO_RULE {
-            match act(page, header, hit, isolated) {
-                Act::PASS => {
-                    past_admin = true;
-                    count(page, hit);
-                    let from = header.network_policy_start as u32;
-                    let hit = match_page(page, header, known, key.protocol, port, from);
-                    if hit != NO_RULE {
-                        let outcome = act(page, header, hit, isolated);
-                        return finish(decision, page, number, hit, outcome);
-                    }
-                }
-                outcome => return finish(decision, page, number, hit, outcome),
-            }
-        }
-        page = header.next_page;
+    // Each page once, and one of them again after an admin rule that passes on.
+    for _ in 0..=MAX_PAGES {
+        page = classify_page::<F>(page, key, port, decision);
         if page == 0 {
-            decision.outcome = if isolated {
-                Decision::DENY
-            } else {
-                Decision::ALLOW
-            };
-            return 0;
+            break;
         }
     }
     // More pages than the format has: tables are wrong, and INCOMPLETE stands.
     0
+}
+
+/// One page's part in [`classify`]: returns the page to go on with, or 0 when `decision` is made.
+#[inline(always)]
+fn classify_page<F: Family>(
+    page: u32,
+    key: &FlowKey<F::Address>,
+    port: u16,
+    decision: &mut Decision,
+) -> u32 {
+    let Some(header) = POLICIES.get(page) else {
+        return 0;
+    };
+    if header.flags & PolicyHeader::VALID == 0 {
+        return 0;
+    }
+    decision.isolated |= header.flags & PolicyHeader::ISOLATED;
+    // An address without a row of its own takes that of its longest prefix, but only a page that
+    // names prefixes could tell the difference.
+    if header.flags & PolicyHeader::HAS_PREFIXES != 0 && decision.known_by == Decision::UNKNOWN {
+        decision.known_by = Decision::LOOKED_UP;
+        let exact = Key::<F::Address>::new(F::ADDRESS_BITS, key.remote);
+        if let Some(found) = F::prefixes().get(&exact) {
+            decision.identity = found.id;
+        }
+    }
+    let from = if decision.past_admin != 0 {
+        header.network_policy_start as u32
+    } else {
+        0
+    };
+    let hit = match_page(page, header, decision.identity, key.protocol, port, from);
+    if hit != NO_RULE {
+        count(page, hit);
+        let act = act(page, header, hit, decision.isolated != 0);
+        if act == Act::PASS {
+            decision.past_admin = 1;
+            return page;
+        }
+        decision.rule = decision.first_rule + hit;
+        decision.outcome = if act == Act::ALLOW {
+            Decision::ALLOW
+        } else {
+            Decision::DENY
+        };
+        return 0;
+    }
+    decision.first_rule += RULES_PER_PAGE;
+    if header.next_page == 0 {
+        decision.outcome = if decision.isolated != 0 {
+            Decision::DENY
+        } else {
+            Decision::ALLOW
+        };
+    }
+    header.next_page
 }
 
 /// What a matching rule does.
@@ -146,18 +173,6 @@ fn act(page: u32, header: &PolicyHeader, rule: u32, isolated: bool) -> u32 {
         // A missing row is a rule of unknown effect: fail closed.
         _ => Act::DENY,
     }
-}
-
-#[inline(always)]
-fn finish(decision: &mut Decision, page: u32, number: u32, rule: u32, act: u32) -> u32 {
-    count(page, rule);
-    decision.rule = number * RULES_PER_PAGE + rule;
-    decision.outcome = if act == Act::ALLOW {
-        Decision::ALLOW
-    } else {
-        Decision::DENY
-    };
-    0
 }
 
 #[inline(always)]
@@ -190,63 +205,20 @@ fn match_page(
     }) else {
         return NO_RULE;
     };
-    if header.flags & PolicyHeader::ANY_PORT != 0 {
-        return first_match(peers, peers, from);
-    }
-    let wanted = Key::new(PortKey::EXACT - 32, PortData::new(page, protocol, port));
-    match PORTS.get(&wanted) {
-        Some(ports) => first_match(peers, ports, from),
-        None => NO_RULE,
-    }
+    let ports = if header.flags & PolicyHeader::ANY_PORT != 0 {
+        peers
+    } else {
+        let data = PortData::new(page, protocol, port);
+        let Some(ports) = PORTS.get(&Key::new(PortKey::EXACT, data)) else {
+            return NO_RULE;
+        };
+        ports
+    };
+    first_match(peers, ports, from)
 }
 
-/// As `policy_common::policy::first_match`, in a form that the verifier follows cheaply.
+/// [`policy::first_match`] as a function of its own: its words need registers that the caller has not.
 #[inline(never)]
 fn first_match(peers: &RuleBits, ports: &RuleBits, from: u32) -> u32 {
-    let candidates = peers.summary & ports.summary;
-    for word in 0..WORDS {
-        let first = word as u32 * 64;
-        if candidates >> word & 1 == 0 || first + 64 <= from {
-            continue;
-        }
-        let mut hits = peers.words[word] & ports.words[word];
-        if from > first {
-            hits &= u64::MAX << ((from - first) & 63);
-        }
-        if hits != 0 {
-            return first + lowest_bit(hits);
-        }
-    }
-    NO_RULE
-}
-
-/// Index of the lowest set bit; BPF has no instruction for it.
-#[inline(always)]
-fn lowest_bit(bits: u64) -> u32 {
-    let mut rest = bits;
-    let mut index = 0;
-    if rest & 0xffff_ffff == 0 {
-        rest >>= 32;
-        index += 32;
-    }
-    if rest & 0xffff == 0 {
-        rest >>= 16;
-        index += 16;
-    }
-    if rest & 0xff == 0 {
-        rest >>= 8;
-        index += 8;
-    }
-    if rest & 0xf == 0 {
-        rest >>= 4;
-        index += 4;
-    }
-    if rest & 3 == 0 {
-        rest >>= 2;
-        index += 2;
-    }
-    if rest & 1 == 0 {
-        index += 1;
-    }
-    index
+    policy::first_match(peers, ports, from).unwrap_or(NO_RULE)
 }

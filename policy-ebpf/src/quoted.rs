@@ -2,55 +2,55 @@
 
 use aya_ebpf::programs::TcContext;
 use network_types::icmp::Icmpv4Hdr;
-use policy_common::flow::FlowKey;
 use policy_common::verdict::Direction;
 
 use crate::endpoint::Subject;
 use crate::family::Family;
-use crate::packet::icmp_ports;
-use crate::parse::{self, Fragment, Transport};
+use crate::packet::flow_key;
+use crate::parse::{self, Transport};
+use crate::scratch::Scratch;
 
-/// The key of the flow that the packet quoted in the ICMP error at `l4` belongs to; `None` when it
-/// cannot be one of this endpoint's, or cannot be parsed.
+/// Finds the key of the flow that the packet quoted in the ICMP error belongs to, and puts it into
+/// `scratch.quoted`; false when it cannot be one of this endpoint's, or cannot be parsed.
 #[inline(always)]
-pub(crate) fn flow_key<F: Family>(
+pub(crate) fn find_flow_key<F: Family>(
     skb: &TcContext,
     subject: &Subject,
-    direction: Direction,
-    l4: usize,
-    end: usize,
-) -> Option<FlowKey<F::Address>> {
-    let quote = F::parse_quote(skb, l4 + size_of::<Icmpv4Hdr>(), end)?;
-    // Only the first eight bytes past the quoted header are sure to be there (RFC 792): the ports.
-    if quote.l4 + 8 > end || matches!(quote.fragment, Fragment::Later) {
-        return None;
+    scratch: &mut Scratch<F>,
+) -> bool {
+    // The verifier wants a bound on the offset; no packet has headers this long.
+    let l4 = scratch.l4 as usize;
+    let end = scratch.end as usize;
+    if l4 > 0x3fff {
+        return false;
     }
-    let header = parse::bytes::<8>(skb, quote.l4)?;
+    let Some(quote) = F::parse_quote(skb, l4 + size_of::<Icmpv4Hdr>(), end) else {
+        return false;
+    };
+    // Only the first eight bytes past the quoted header are sure to be there (RFC 792): the ports.
+    if quote.l4 + 8 > end || quote.fragment.is_later() {
+        return false;
+    }
+    let Some(header) = parse::bytes::<8>(skb, quote.l4) else {
+        return false;
+    };
     let transport = if quote.protocol == F::ICMP {
         Transport::quoted_icmp(header)
     } else {
         Transport::quoted(header)
     };
     // An error that enters the pod quotes what the pod sent, and one that leaves it what it received.
-    let quoted_direction = policy_common::flow::opposite(direction);
-    let (local, remote, mut local_port, mut remote_port) = match quoted_direction {
-        Direction::Egress => (quote.saddr, quote.daddr, transport.sport, transport.dport),
-        Direction::Ingress => (quote.daddr, quote.saddr, transport.dport, transport.sport),
+    let (direction, local) = match scratch.packet.direction {
+        Direction::Ingress => (Direction::Egress, quote.saddr),
+        Direction::Egress => (Direction::Ingress, quote.daddr),
     };
     if F::own_address(subject.row()) != Some(local) {
-        return None;
+        return false;
     }
-    if quote.protocol == F::ICMP {
-        (local_port, remote_port) = icmp_ports::<F>(quoted_direction, &transport);
-    } else if !parse::has_ports(quote.protocol) {
-        (local_port, remote_port) = (0, 0);
+    scratch.quoted = flow_key(subject.id, direction, &quote, &transport);
+    if quote.protocol != F::ICMP && !parse::has_ports(quote.protocol) {
+        scratch.quoted.local_port = 0;
+        scratch.quoted.remote_port = 0;
     }
-    Some(FlowKey {
-        endpoint: subject.id,
-        remote,
-        local_port,
-        remote_port,
-        protocol: quote.protocol,
-        _pad: [0; 3],
-    })
+    true
 }
