@@ -13,7 +13,12 @@ use tracing::Level;
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// Where policies and pods come from: `kubernetes`, or `files`, a directory of Kubernetes YAML
-    #[arg(long, env = "DATASTORE_TYPE", default_value = "kubernetes", value_name = "TYPE")]
+    #[arg(
+        long,
+        env = "DATASTORE_TYPE",
+        default_value = "kubernetes",
+        value_name = "TYPE"
+    )]
     pub datastore_type: String,
 
     /// The directory to read, for `files`; changes are picked up as they are written
@@ -29,27 +34,58 @@ pub struct Settings {
     pub run_dir: PathBuf,
 
     /// Directory for pinned maps and links, on a BPF file system
-    #[arg(long, env = "PORTCULLIS_BPFFS", default_value = "/sys/fs/bpf/portcullis", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "PORTCULLIS_BPFFS",
+        default_value = "/sys/fs/bpf/portcullis",
+        value_name = "DIR"
+    )]
     pub bpffs: PathBuf,
 
     /// Address that /livez and /readyz are served on
-    #[arg(long, env = "HEALTH_ADDR", default_value = "127.0.0.1:9099", value_name = "ADDR:PORT")]
+    #[arg(
+        long,
+        env = "HEALTH_ADDR",
+        default_value = "127.0.0.1:9099",
+        value_name = "ADDR:PORT"
+    )]
     pub health_addr: String,
 
     /// Least important log lines to print: error, warn, info, debug or trace
-    #[arg(long, env = "PORTCULLIS_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    #[arg(
+        long,
+        env = "PORTCULLIS_LOG_LEVEL",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
     pub log_level: String,
 
     /// Whether dropped packets are logged: true or false
-    #[arg(long, env = "PORTCULLIS_LOG_DROPS", default_value = "true", value_name = "BOOL")]
+    #[arg(
+        long,
+        env = "PORTCULLIS_LOG_DROPS",
+        default_value = "true",
+        value_name = "BOOL"
+    )]
     pub log_drops: String,
 
     /// Whether the programs log each slow-path decision, for debugging: true or false
-    #[arg(long, env = "PORTCULLIS_LOG_DECISIONS", default_value = "false", value_name = "BOOL")]
+    #[arg(
+        long,
+        env = "PORTCULLIS_LOG_DECISIONS",
+        default_value = "false",
+        value_name = "BOOL"
+    )]
     pub log_decisions: String,
 
     /// Sizes of tables where the defaults do not fit, such as `flows_v4=262144,peers=1000000`
-    #[arg(long, env = "PORTCULLIS_TABLE_SIZES", default_value = "", value_name = "TABLE=N,...", hide_default_value = true)]
+    #[arg(
+        long,
+        env = "PORTCULLIS_TABLE_SIZES",
+        default_value = "",
+        value_name = "TABLE=N,...",
+        hide_default_value = true
+    )]
     pub table_sizes: String,
 }
 
@@ -169,11 +205,14 @@ impl Settings {
             node: self.node()?,
             run_dir: self.run_dir.clone(),
             bpffs: self.bpffs.clone(),
-            health: self.health_addr.parse().map_err(|_| ConfigError::Malformed {
-                variable: "HEALTH_ADDR",
-                value: self.health_addr.clone(),
-                why: "not ADDRESS:PORT, such as 127.0.0.1:9099".to_owned(),
-            })?,
+            health: self
+                .health_addr
+                .parse()
+                .map_err(|_| ConfigError::Malformed {
+                    variable: "HEALTH_ADDR",
+                    value: self.health_addr.clone(),
+                    why: "not ADDRESS:PORT, such as 127.0.0.1:9099".to_owned(),
+                })?,
             log_drops: boolean("PORTCULLIS_LOG_DROPS", &self.log_drops)?,
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
@@ -198,7 +237,10 @@ impl Settings {
             .clone()
             .filter(|path| !path.as_os_str().is_empty())
             .ok_or(ConfigError::NoPath)?;
-        let bad = |why: String| ConfigError::BadPath { path: path.clone(), why };
+        let bad = |why: String| ConfigError::BadPath {
+            path: path.clone(),
+            why,
+        };
         let metadata = fs::metadata(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => bad("does not exist".to_owned()),
             _ => bad(error.to_string()),
@@ -240,7 +282,11 @@ fn boolean(variable: &'static str, value: &str) -> Result<bool, ConfigError> {
 
 fn table_sizes(text: &str) -> Result<BTreeMap<String, u32>, ConfigError> {
     let mut sizes = BTreeMap::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
         let malformed = |why: &str| ConfigError::Malformed {
             variable: "PORTCULLIS_TABLE_SIZES",
             value: text.to_owned(),

@@ -1,0 +1,537 @@
+//! The one owner of compiler and kernel: takes in what changed, and makes it so.
+//!
+//! ```text
+//! datastore ─┐                      ┌─> operations ──> kernel
+//!            ├─> pending ─> compiler┤
+//! scans ─────┘                      └─> attach, once an endpoint's row is in place
+//! ```
+//!
+//! Invariants:
+//! - nothing is programmed before the datastore's first load is complete;
+//! - operations run in order, none is skipped; one that fails is tried again, and what changes
+//!   meanwhile waits;
+//! - an endpoint's row is put before its programs are attached, and they are detached before its row
+//!   is deleted.
+//!
+//! No clock is read and nothing is waited for here, so that tests can do both.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use policy_core::model::{Change, LocalEndpoint, ObjectName};
+use policy_core::op::Op;
+use policy_core::{Compiler, Limits};
+
+use super::backoff::Backoff;
+use super::kernel::Kernel;
+use crate::dataplane::AttachError;
+use crate::datastore::convert::PodObject;
+use crate::datastore::{Object, ObjectChange, ObjectKey};
+use crate::endpoint::{Interface, LocalPods, Scan};
+
+/// See the module.
+pub struct Engine<K> {
+    pub(super) kernel: K,
+    pub(super) compiler: Compiler,
+    pub(super) pods: LocalPods,
+    loaded: bool,
+    scan: Option<Scan>,
+    /// Endpoints have to be matched with pods again.
+    unmatched: bool,
+    pending: Vec<Change>,
+    queue: VecDeque<Op>,
+    stuck: Option<Stuck>,
+    compiled: u64,
+    enforced: u64,
+    endpoints: BTreeMap<u32, Endpoint>,
+    pruned: bool,
+    reported: BTreeSet<String>,
+}
+
+/// The operation at the head of the queue, which fails.
+#[derive(Clone, Debug)]
+struct Stuck {
+    error: String,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    interface: Interface,
+    local: LocalEndpoint,
+    state: State,
+}
+
+/// How far an endpoint has come.
+#[derive(Debug)]
+enum State {
+    /// Its row is being put; `compiled` once it is part of the queued operations.
+    Programming { compiled: bool },
+    /// Its programs are being attached.
+    Attaching(Option<Failure>),
+    /// Enforced.
+    Attached,
+    /// Its programs are being detached.
+    Detaching(Option<Failure>),
+}
+
+#[derive(Debug)]
+struct Failure {
+    error: String,
+    backoff: Backoff,
+}
+
+impl Failure {
+    fn after(previous: Option<Self>, error: &AttachError, now: Instant) -> Self {
+        let error = error.to_string();
+        match previous {
+            Some(mut failure) => {
+                failure.error = error;
+                failure.backoff.failed(now);
+                failure
+            }
+            None => Self {
+                error,
+                backoff: Backoff::new(now),
+            },
+        }
+    }
+}
+
+/// Where an endpoint stands, in words for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointState {
+    /// `enforced`, `programming`, `attaching` or `detaching`.
+    pub word: &'static str,
+    /// Why it gets no further, where something fails.
+    pub error: Option<String>,
+}
+
+/// The operation that the queue waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckPlan {
+    /// The operation.
+    pub operation: String,
+    /// Why it fails.
+    pub error: String,
+    /// How often it failed.
+    pub tries: u32,
+    /// For how long, in seconds.
+    pub seconds: u64,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// An engine for the node of this name, with nothing loaded.
+    pub fn new(kernel: K, limits: Limits, node: Arc<str>) -> Self {
+        Self {
+            kernel,
+            compiler: Compiler::new(limits),
+            pods: LocalPods::new(node),
+            loaded: false,
+            scan: None,
+            unmatched: false,
+            pending: Vec::new(),
+            queue: VecDeque::new(),
+            stuck: None,
+            compiled: 0,
+            enforced: 0,
+            endpoints: BTreeMap::new(),
+            pruned: false,
+            reported: BTreeSet::new(),
+        }
+    }
+
+    /// Objects of the datastore changed.
+    pub fn objects_changed(&mut self, changes: Vec<ObjectChange>) {
+        for change in changes {
+            match &change {
+                ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, node, .. })) => {
+                    self.pods.put(pod, node.as_deref());
+                    self.unmatched = true;
+                }
+                ObjectChange::Upsert(Object::Pod(PodObject::HostNetwork(name)))
+                | ObjectChange::Gone(ObjectKey::Pod(name)) => {
+                    self.pods.remove(name);
+                    self.unmatched = true;
+                }
+                _ => {}
+            }
+            self.pending.push(change.into());
+        }
+    }
+
+    /// The datastore's first load is complete.
+    pub fn loaded(&mut self) {
+        self.loaded = true;
+        self.unmatched = true;
+    }
+
+    /// Interfaces were looked for.
+    pub fn scanned(&mut self, scan: Scan) {
+        self.unmatched |= self.scan.as_ref() != Some(&scan);
+        self.scan = Some(scan);
+    }
+
+    /// Does all that can be done now, and says when to call again if something has to be tried again.
+    pub fn step(&mut self, now: Instant) -> Option<Instant> {
+        if !self.loaded {
+            return None;
+        }
+        loop {
+            self.match_endpoints();
+            self.detach_endpoints(now);
+            if self.stuck.is_none() && self.queue.is_empty() && !self.pending.is_empty() {
+                self.compile();
+            }
+            self.run_queue(now);
+            self.attach_endpoints(now);
+            let idle = self.pending.is_empty() && self.queue.is_empty();
+            if self.stuck.is_some() || (idle && !self.unmatched) {
+                break;
+            }
+        }
+        self.prune();
+        self.retry_at()
+    }
+
+    /// Number of the last compiled state.
+    pub fn revision(&self) -> u64 {
+        self.compiled
+    }
+
+    /// Number of the last state that is wholly in the kernel's tables.
+    pub fn enforced_revision(&self) -> u64 {
+        self.enforced
+    }
+
+    /// Operations not executed yet.
+    pub fn pending_operations(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether the datastore's first load is complete.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// Whether interfaces were looked for.
+    pub fn is_scanned(&self) -> bool {
+        self.scan.is_some()
+    }
+
+    /// Whether all that is known is enforced on all endpoints that were found.
+    pub fn is_settled(&self) -> bool {
+        self.loaded
+            && !self.unmatched
+            && self.pending.is_empty()
+            && self.queue.is_empty()
+            && self
+                .endpoints
+                .values()
+                .all(|endpoint| matches!(endpoint.state, State::Attached))
+    }
+
+    /// What the queue waits for.
+    pub fn stuck(&self, now: Instant) -> Option<StuckPlan> {
+        let stuck = self.stuck.as_ref()?;
+        Some(StuckPlan {
+            operation: self.queue.front().map(describe).unwrap_or_default(),
+            error: stuck.error.clone(),
+            tries: stuck.backoff.tries(),
+            seconds: stuck.backoff.lasting(now).as_secs(),
+        })
+    }
+
+    /// Endpoints by ifindex, with their pods and states.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&LocalEndpoint, EndpointState)> {
+        self.endpoints.values().map(|endpoint| {
+            let (word, failure) = match &endpoint.state {
+                State::Programming { .. } => ("programming", None),
+                State::Attaching(failure) => ("attaching", failure.as_ref()),
+                State::Attached => ("enforced", None),
+                State::Detaching(failure) => ("detaching", failure.as_ref()),
+            };
+            let error = failure.map(|failure| failure.error.clone());
+            (&endpoint.local, EndpointState { word, error })
+        })
+    }
+
+    /// Pods of this node that have an address which no interface bears.
+    pub fn pods_without_interface(&self) -> Vec<ObjectName> {
+        let found: BTreeSet<_> = self
+            .endpoints
+            .values()
+            .map(|endpoint| &endpoint.local.pod)
+            .collect();
+        let mut pods = self.pods.with_address();
+        pods.retain(|pod| !found.contains(pod));
+        pods
+    }
+
+    /// Brings the endpoints in line with the pods and the last scan.
+    fn match_endpoints(&mut self) {
+        if !std::mem::take(&mut self.unmatched) {
+            return;
+        }
+        let Some(scan) = &self.scan else { return };
+        for (ifindex, endpoint) in &mut self.endpoints {
+            let stays = match scan.interfaces.get(ifindex) {
+                Some(found) => {
+                    endpoint.interface.is_same_device(found) && self.pods.pod_of(found).is_some()
+                }
+                // Its other side could not be looked at, which is no proof that it is gone.
+                None => {
+                    scan.veths.contains(ifindex)
+                        && self.pods.pod_of(&endpoint.interface) == Some(&endpoint.local.pod)
+                }
+            };
+            if !stays && !matches!(endpoint.state, State::Detaching(_)) {
+                endpoint.state = State::Detaching(None);
+            }
+        }
+        for (ifindex, found) in &scan.interfaces {
+            let Some(pod) = self.pods.pod_of(found) else {
+                continue;
+            };
+            let local = LocalEndpoint {
+                ifindex: *ifindex,
+                host_interface: found.name.clone(),
+                interface: found.peer.name.clone(),
+                pod: pod.clone(),
+                addresses: self.pods.addresses_of(pod, found),
+            };
+            match self.endpoints.get_mut(ifindex) {
+                // Comes back when the old one is detached.
+                Some(known) if matches!(known.state, State::Detaching(_)) => {}
+                Some(known) => {
+                    known.interface = found.clone();
+                    if known.local != local {
+                        tracing::info!(
+                            pod = %local.pod, interface = local.host_interface, addresses = ?local.addresses,
+                            "endpoint changed"
+                        );
+                        known.local = local.clone();
+                        self.pending.push(Change::Endpoint(local));
+                    }
+                }
+                None => {
+                    tracing::info!(
+                        pod = %local.pod, interface = local.host_interface, addresses = ?local.addresses,
+                        "endpoint found"
+                    );
+                    self.pending.push(Change::Endpoint(local.clone()));
+                    self.endpoints.insert(
+                        *ifindex,
+                        Endpoint {
+                            interface: found.clone(),
+                            local,
+                            state: State::Programming { compiled: false },
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    fn detach_endpoints(&mut self, now: Instant) {
+        let mut gone = Vec::new();
+        for (ifindex, endpoint) in &mut self.endpoints {
+            let State::Detaching(failure) = &mut endpoint.state else {
+                continue;
+            };
+            if failure
+                .as_ref()
+                .is_some_and(|failure| !failure.backoff.is_due(now))
+            {
+                continue;
+            }
+            match self.kernel.detach(*ifindex) {
+                Ok(()) | Err(AttachError::InterfaceGone { .. }) => gone.push(*ifindex),
+                Err(error) => {
+                    tracing::error!(pod = %endpoint.local.pod, %error, "cannot detach; trying again");
+                    *failure = Some(Failure::after(failure.take(), &error, now));
+                }
+            }
+        }
+        for ifindex in gone {
+            if let Some(endpoint) = self.endpoints.remove(&ifindex) {
+                tracing::info!(
+                    pod = %endpoint.local.pod, interface = endpoint.local.host_interface, "endpoint gone"
+                );
+            }
+            self.pending.push(Change::EndpointGone(ifindex));
+            // Another device may bear the index already.
+            self.unmatched = true;
+        }
+    }
+
+    fn compile(&mut self) {
+        let changes = std::mem::take(&mut self.pending);
+        let count = changes.len();
+        for endpoint in self.endpoints.values_mut() {
+            if let State::Programming { compiled } = &mut endpoint.state {
+                *compiled = true;
+            }
+        }
+        let plan = self.compiler.apply(changes);
+        tracing::debug!(
+            revision = plan.revision,
+            changes = count,
+            operations = plan.ops.len(),
+            "compiled"
+        );
+        self.compiled = plan.revision;
+        self.queue.extend(plan.ops);
+        self.report_problems();
+    }
+
+    /// Says once what the compiler cannot do, and once that it can again.
+    fn report_problems(&mut self) {
+        let problems: BTreeSet<_> = self
+            .compiler
+            .problems()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        for problem in problems.difference(&self.reported) {
+            tracing::error!("{problem}");
+        }
+        for problem in self.reported.difference(&problems) {
+            tracing::info!("no longer: {problem}");
+        }
+        self.reported = problems;
+    }
+
+    fn run_queue(&mut self, now: Instant) {
+        if let Some(stuck) = &self.stuck
+            && !stuck.backoff.is_due(now)
+        {
+            return;
+        }
+        while let Some(op) = self.queue.front() {
+            match self.kernel.apply(op) {
+                Ok(()) => {
+                    if self.stuck.take().is_some() {
+                        tracing::info!(operation = describe(op), "operation succeeded, going on");
+                    }
+                    self.queue.pop_front();
+                }
+                Err(error) => {
+                    tracing::error!(
+                        operation = describe(op), %error, waiting = self.queue.len(),
+                        "operation failed; trying again, what was enforced stays so"
+                    );
+                    let error = error.to_string();
+                    match &mut self.stuck {
+                        Some(stuck) => {
+                            stuck.error = error;
+                            stuck.backoff.failed(now);
+                        }
+                        None => {
+                            self.stuck = Some(Stuck {
+                                error,
+                                backoff: Backoff::new(now),
+                            });
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+        if self.enforced != self.compiled {
+            tracing::debug!(revision = self.compiled, "enforced");
+        }
+        self.enforced = self.compiled;
+        for endpoint in self.endpoints.values_mut() {
+            if matches!(endpoint.state, State::Programming { compiled: true }) {
+                endpoint.state = State::Attaching(None);
+            }
+        }
+    }
+
+    fn attach_endpoints(&mut self, now: Instant) {
+        for (ifindex, endpoint) in &mut self.endpoints {
+            let State::Attaching(failure) = &mut endpoint.state else {
+                continue;
+            };
+            if failure
+                .as_ref()
+                .is_some_and(|failure| !failure.backoff.is_due(now))
+            {
+                continue;
+            }
+            match self.kernel.attach(*ifindex, &endpoint.local.host_interface) {
+                Ok(()) => {
+                    tracing::info!(
+                        pod = %endpoint.local.pod, interface = endpoint.local.host_interface, "endpoint enforced"
+                    );
+                    endpoint.state = State::Attached;
+                }
+                Err(AttachError::InterfaceGone { .. }) => {
+                    tracing::debug!(pod = %endpoint.local.pod, "interface went while being attached");
+                    endpoint.state = State::Detaching(None);
+                    if let Some(scan) = &mut self.scan {
+                        scan.interfaces.remove(ifindex);
+                        scan.veths.remove(ifindex);
+                    }
+                    self.unmatched = true;
+                }
+                Err(error) => {
+                    tracing::error!(pod = %endpoint.local.pod, %error, "cannot attach; trying again");
+                    *failure = Some(Failure::after(failure.take(), &error, now));
+                }
+            }
+        }
+    }
+
+    /// Once everything is in place, removes what an earlier agent left and nobody took over.
+    fn prune(&mut self) {
+        if self.pruned || self.scan.is_none() || !self.is_settled() {
+            return;
+        }
+        match self.kernel.prune() {
+            Ok(interfaces) => {
+                self.pruned = true;
+                if !interfaces.is_empty() {
+                    tracing::info!(
+                        ?interfaces,
+                        "detached what an earlier agent left on interfaces that are no pod's"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot remove what an earlier agent left"),
+        }
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        let failures = self
+            .endpoints
+            .values()
+            .filter_map(|endpoint| match &endpoint.state {
+                State::Attaching(failure) | State::Detaching(failure) => failure.as_ref(),
+                State::Programming { .. } | State::Attached => None,
+            });
+        let stuck = self.stuck.as_ref().map(|stuck| stuck.backoff.next());
+        failures
+            .map(|failure| failure.backoff.next())
+            .chain(stuck)
+            .min()
+    }
+}
+
+/// An operation in a few words: its variant and key are enough to find it.
+fn describe(op: &Op) -> String {
+    let mut text = format!("{op:?}");
+    const LONGEST: usize = 160;
+    if text.len() > LONGEST {
+        text.truncate(
+            (0..=LONGEST)
+                .rev()
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap_or(0),
+        );
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,312 @@
+//! The daemon: wires datastore, discovery, engine and the two servers together, and runs until it is
+//! told to stop.
+
+mod backoff;
+mod drops;
+mod engine;
+mod kernel;
+pub mod lock;
+mod query;
+mod readiness;
+mod views;
+
+pub use engine::{EndpointState, Engine, StuckPlan};
+pub use kernel::Kernel;
+pub use query::Query;
+pub use readiness::Health;
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use policy_common::event::Event;
+use policy_core::Limits;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use crate::config::{Config, DatastoreConfig, SOCKET};
+use crate::dataplane::{Dataplane, DataplaneConfig, EventStream};
+use crate::datastore::{self, Datastore, Update};
+use crate::endpoint::{self, Discovery, ScanReport};
+use crate::http;
+use query::Sync;
+
+/// Drop events that may wait to be logged.
+const WAITING_EVENTS: usize = 4096;
+
+/// How often the loop shows that it lives, and looks for lost events.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// How often lost events are logged at most.
+const LOSS_REPORT: Duration = Duration::from_secs(60);
+
+/// Runs the agent until SIGTERM or SIGINT. What it enforces stays in force when it ends.
+///
+/// # Errors
+///
+/// When something that it needs is not to be had at the start; each with a sentence that says what.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = Stop::new()?;
+    let _run_lock = lock::run_directory(&config.run_dir)?;
+    let pins_lock = lock::pins(&config.bpffs)?;
+    let health_listener = tokio::net::TcpListener::bind(config.health)
+        .await
+        .with_context(|| {
+            format!(
+                "HEALTH_ADDR={}: cannot listen there (another agent on this node needs another one)",
+                config.health
+            )
+        })?;
+    let mut dataplane = Dataplane::load(&DataplaneConfig {
+        bpffs: config.bpffs.clone(),
+        log_drops: config.log_drops,
+        log_decisions: config.log_decisions,
+        capacities: config.table_sizes.clone(),
+        ..DataplaneConfig::default()
+    })?;
+    let _pins_lock = match pins_lock {
+        Some(lock) => Some(lock),
+        None => lock::pins(&config.bpffs)?,
+    };
+    let events = if config.log_drops {
+        Some(dataplane.events()?)
+    } else {
+        None
+    };
+    if config.log_decisions {
+        tokio::spawn(follow_decisions(dataplane.ebpf_mut())?);
+    }
+    let socket = config.run_dir.join(SOCKET);
+    let socket_listener = http::local::listen(&socket)
+        .with_context(|| format!("local socket {}", socket.display()))?;
+    let datastore = match &config.datastore {
+        DatastoreConfig::Files(directory) => datastore::files::start(directory)
+            .with_context(|| format!("DATASTORE_PATH={}", directory.display()))?,
+    };
+    let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
+
+    let (health, health_out) = watch::channel(Health::starting());
+    let (queries_in, queries) = mpsc::channel(16);
+    tokio::spawn(http::health::serve(health_listener, health_out));
+    tokio::spawn(http::local::serve(socket_listener, queries_in));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = &*config.node,
+        datastore = ?config.datastore,
+        socket = %socket.display(),
+        health = %config.health,
+        "policy-agent started"
+    );
+    let engine = Engine::new(dataplane, limits(&config), config.node.clone());
+    let agent = Agent {
+        engine,
+        config,
+        datastore,
+        discovery,
+        queries,
+        health,
+        syncs: Vec::new(),
+        last_token: 0,
+        scan_error: None,
+        unlogged: Arc::default(),
+        losses: Losses::default(),
+    };
+    agent.run(events, stop).await?;
+    let _nobody_connects_any_more = std::fs::remove_file(&socket);
+    tracing::info!("policy-agent stops; programs, tables and connections stay in force");
+    Ok(())
+}
+
+/// The compiler's limits: those of the kernel's tables.
+fn limits(config: &Config) -> Limits {
+    let _ = &config.table_sizes;
+    Limits::default()
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT")?,
+        })
+    }
+
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+struct Agent {
+    engine: Engine<Dataplane>,
+    config: Config,
+    datastore: Datastore,
+    discovery: Discovery,
+    queries: mpsc::Receiver<Query>,
+    health: watch::Sender<Health>,
+    syncs: Vec<Sync>,
+    last_token: u64,
+    scan_error: Option<String>,
+    /// Events that came faster than they could be logged.
+    unlogged: Arc<AtomicU64>,
+    losses: Losses,
+}
+
+/// Drop events that were not logged, as last told.
+#[derive(Default)]
+struct Losses {
+    told: (u64, u64, u64),
+    told_at: Option<Instant>,
+}
+
+impl Agent {
+    async fn run(mut self, events: Option<EventStream>, mut stop: Stop) -> anyhow::Result<()> {
+        let (drops_in, mut drops) = mpsc::channel(WAITING_EVENTS);
+        if let Some(events) = events {
+            tokio::spawn(follow_events(events, drops_in, self.unlogged.clone()));
+        }
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry_at = self.engine.step(Instant::now());
+            self.finish_syncs();
+            self.publish_health();
+            let retry = async {
+                match retry_at {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                signal = stop.asked() => {
+                    tracing::info!(signal, "asked to stop");
+                    return Ok(());
+                }
+                update = self.datastore.updates.recv() => {
+                    let mut update = Some(update.context("the datastore ended")?);
+                    // All that waits becomes one batch.
+                    while let Some(given) = update {
+                        self.updated(given);
+                        update = self.datastore.updates.try_recv().ok();
+                    }
+                }
+                report = self.discovery.next() => {
+                    self.scanned(report.context("the search for pod interfaces ended")?);
+                }
+                Some(query) = self.queries.recv() => self.answer(query).await,
+                Some(event) = drops.recv() => {
+                    let event: Event = event;
+                    tracing::info!(target: "drops", "{}", drops::describe(&event, &self.engine.compiler));
+                }
+                _ = beat.tick() => self.report_losses(),
+                () = retry => {}
+            }
+        }
+    }
+
+    fn updated(&mut self, update: Update) {
+        match update {
+            Update::Changes(changes) => self.engine.objects_changed(changes),
+            Update::Loaded => {
+                tracing::info!("datastore loaded");
+                self.engine.loaded();
+            }
+            Update::Synced(token) => {
+                for sync in &mut self.syncs {
+                    sync.read(token, &self.discovery);
+                }
+            }
+        }
+    }
+
+    fn scanned(&mut self, report: ScanReport) {
+        match report.result {
+            Ok(scan) => {
+                if self.scan_error.take().is_some() {
+                    tracing::info!("interfaces can be looked for again");
+                }
+                self.engine.scanned(scan);
+                for sync in &mut self.syncs {
+                    sync.scanned(report.answers);
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.scan_error.as_ref() != Some(&error) {
+                    tracing::error!(error, "cannot look for pod interfaces");
+                }
+                self.scan_error = Some(error);
+            }
+        }
+    }
+
+    fn report_losses(&mut self) {
+        let Ok((limited, full)) = self.engine.kernel.events_lost() else {
+            return;
+        };
+        let now = (limited, full, self.unlogged.load(Ordering::Relaxed));
+        let rested = self
+            .losses
+            .told_at
+            .is_none_or(|at| at.elapsed() >= LOSS_REPORT);
+        if now != self.losses.told && rested {
+            let before = self.losses.told;
+            tracing::warn!(
+                rate_limited = now.0.saturating_sub(before.0),
+                buffer_full = now.1.saturating_sub(before.1),
+                log_busy = now.2.saturating_sub(before.2),
+                "drops were not logged (they are counted all the same)"
+            );
+            self.losses = Losses {
+                told: now,
+                told_at: Some(Instant::now()),
+            };
+        }
+    }
+}
+
+async fn follow_events(mut events: EventStream, drops: mpsc::Sender<Event>, lost: Arc<AtomicU64>) {
+    loop {
+        match events.next().await {
+            Ok(event) => match drops.try_send(event) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => return,
+            },
+            Err(error) => {
+                tracing::error!(%error, "drops are no longer logged");
+                return;
+            }
+        }
+    }
+}
+
+/// Passes the programs' own log lines on.
+fn follow_decisions(
+    ebpf: &mut aya::Ebpf,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let logger = aya_log::EbpfLogger::init(ebpf).context("log of the programs' decisions")?;
+    // SAFETY: the logger owns its ring buffer's descriptor, keeps it open, and always gives the same one.
+    let mut logger =
+        unsafe { AsyncFd::register(logger) }.context("log of the programs' decisions")?;
+    Ok(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    })
+}

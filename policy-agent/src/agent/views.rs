@@ -1,0 +1,145 @@
+//! The engine's state as reports.
+
+use std::collections::BTreeMap;
+
+use policy_common::verdict::Verdict;
+use policy_core::model::ObjectName;
+use policy_core::{DirectionView, PolicyStatus as CompiledStatus};
+
+use super::engine::{EndpointState, Engine};
+use super::kernel::Kernel;
+use crate::dataplane::{CounterRow, Dataplane};
+use crate::report::{
+    AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus, TableStatus,
+    WorkloadEndpoint,
+};
+
+/// Every endpoint that was found, sorted by workload.
+pub(super) fn workload_endpoints<K: Kernel>(
+    engine: &Engine<K>,
+    node: &str,
+) -> Vec<WorkloadEndpoint> {
+    let compiled: BTreeMap<_, _> = engine
+        .compiler
+        .endpoints()
+        .into_iter()
+        .map(|view| (view.ifindex, view))
+        .collect();
+    let mut endpoints: Vec<_> = engine
+        .endpoints()
+        .map(|(local, EndpointState { word, error })| {
+            let view = compiled.get(&local.ifindex);
+            WorkloadEndpoint {
+                hostname: node.to_owned(),
+                orchestrator: "k8s".to_owned(),
+                workload: format!("{}.{}", local.pod.namespace, local.pod.name),
+                name: local.interface.clone(),
+                namespace: local.pod.namespace.to_string(),
+                pod: local.pod.name.to_string(),
+                interface: local.host_interface.clone(),
+                ifindex: local.ifindex,
+                addresses: local.addresses.clone(),
+                ingress: view.and_then(|view| view.ingress.as_ref()).map(direction),
+                egress: view.and_then(|view| view.egress.as_ref()).map(direction),
+                state: word.to_owned(),
+                error,
+            }
+        })
+        .collect();
+    endpoints.sort_by(|a, b| (&a.workload, a.ifindex).cmp(&(&b.workload, b.ifindex)));
+    endpoints
+}
+
+fn direction(view: &DirectionView) -> DirectionStatus {
+    DirectionStatus {
+        policy_id: view.policy,
+        rules: view.rules,
+        policies: names(&view.policies),
+    }
+}
+
+pub(super) fn names(names: &[ObjectName]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+pub(super) fn identities<K: Kernel>(engine: &Engine<K>) -> Vec<IdentityStatus> {
+    let views = engine.compiler.identities().into_iter();
+    views
+        .map(|view| IdentityStatus {
+            id: view.id,
+            matches: view.matches,
+            addresses: view.addresses,
+            prefixes: view.prefixes.iter().map(ToString::to_string).collect(),
+        })
+        .collect()
+}
+
+pub(super) fn policies<K: Kernel>(engine: &Engine<K>) -> Vec<PolicyStatus> {
+    let views = engine.compiler.policies().into_iter();
+    views
+        .map(|view| {
+            let types = [
+                (view.isolates_ingress, "Ingress"),
+                (view.isolates_egress, "Egress"),
+            ];
+            PolicyStatus {
+                namespace: view.name.namespace.to_string(),
+                name: view.name.name.to_string(),
+                policy_types: types
+                    .iter()
+                    .filter(|(isolates, _)| *isolates)
+                    .map(|(_, name)| (*name).to_owned())
+                    .collect(),
+                ingress_rules: view.ingress_rules,
+                egress_rules: view.egress_rules,
+                subjects: names(&view.subjects),
+                status: match view.status {
+                    CompiledStatus::Enforced => "enforced".to_owned(),
+                    CompiledStatus::NoLocalSubjects => "no local subjects".to_owned(),
+                    CompiledStatus::Refused(why) => format!("refused: {why}"),
+                },
+            }
+        })
+        .collect()
+}
+
+pub(super) fn programs(dataplane: &Dataplane) -> Vec<AttachedPrograms> {
+    let attached = dataplane.attached().into_iter();
+    attached
+        .map(|attached| AttachedPrograms {
+            ifindex: attached.ifindex,
+            interface: attached.interface,
+            mode: attached.mode.as_str().to_owned(),
+            from_pod_program_id: attached.from_pod_program_id,
+            to_pod_program_id: attached.to_pod_program_id,
+        })
+        .collect()
+}
+
+pub(super) fn tables(dataplane: &Dataplane) -> Vec<TableStatus> {
+    let tables = dataplane.tables().into_iter();
+    tables
+        .map(|table| TableStatus {
+            name: table.name.to_owned(),
+            used: table.used,
+            capacity: table.capacity,
+        })
+        .collect()
+}
+
+pub(super) fn counters(rows: &[CounterRow]) -> Vec<CounterStatus> {
+    rows.iter()
+        .filter(|row| row.packets > 0)
+        .map(|row| CounterStatus {
+            direction: row.direction.as_str().to_owned(),
+            verdict: match row.reason.verdict() {
+                Verdict::Pass => "pass",
+                Verdict::Drop => "drop",
+            }
+            .to_owned(),
+            reason: row.reason.as_str().to_owned(),
+            packets: row.packets,
+            bytes: row.bytes,
+        })
+        .collect()
+}

@@ -1,0 +1,77 @@
+//! The command line of `policy-agent`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, Settings};
+use crate::{agent, logging};
+
+/// Exit code for a setting or flag that cannot be taken, as clap has it for flags.
+const USAGE: u8 = 2;
+
+/// Enforces Kubernetes NetworkPolicy on this node's pod interfaces in eBPF
+#[derive(Parser, Debug)]
+#[command(name = "policy-agent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Enforce policies until told to stop by SIGTERM or SIGINT; what is enforced stays so afterwards
+    #[command(after_help = RUN_HELP)]
+    Run(Settings),
+}
+
+const RUN_HELP: &str = "\
+Every option is also an environment variable; the option wins.
+
+With --datastore-type files the agent reads every *.yaml, *.yml and *.json in --datastore-path: Namespaces,
+Pods and NetworkPolicies, several documents a file, and Lists of them. Pods of this node are those whose
+spec.nodeName is --nodename or absent; their interfaces are found by the addresses in status.podIPs. A file
+with a mistake is reported by file, line and field, and its last good state stays in force.
+
+Needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON) and Linux 5.10 or later. Ask it with policyctl.
+
+Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
+
+/// Runs `policy-agent` with the process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli {
+        command: Command::Run(settings),
+    } = Cli::parse();
+    let checked = settings
+        .level()
+        .and_then(|level| Ok((level, settings.validate()?)));
+    let (level, config) = match checked {
+        Ok(checked) => checked,
+        Err(error) => {
+            eprintln!("policy-agent: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    logging::init(level);
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("policy-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    // The loop runs on this thread; a second one serves HTTP, netlink and files meanwhile.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("policy-agent")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(agent::run(config));
+    // Whatever still waits for the kernel or a client is not waited for.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,247 @@
+//! The agent's reports as text for people.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use super::table::render;
+use crate::report::{DirectionStatus, IdentityStatus, PolicyStatus, Status, WorkloadEndpoint};
+
+/// Columns as Calico's users know them.
+pub(super) fn workload_endpoints(list: &[WorkloadEndpoint], wide: bool) -> String {
+    let basic = |endpoint: &WorkloadEndpoint| {
+        [
+            endpoint.hostname.clone(),
+            endpoint.orchestrator.clone(),
+            endpoint.workload.clone(),
+            endpoint.name.clone(),
+        ]
+    };
+    if !wide {
+        return render(
+            ["HOSTNAME", "ORCHESTRATOR", "WORKLOAD", "NAME"],
+            list.iter().map(basic).collect(),
+        );
+    }
+    let rows = list.iter().map(|endpoint| {
+        let [hostname, orchestrator, workload, name] = basic(endpoint);
+        let error = endpoint.error.as_ref().map(|error| format!(": {error}"));
+        [
+            hostname,
+            orchestrator,
+            workload,
+            name,
+            endpoint.interface.clone(),
+            addresses(&endpoint.addresses),
+            direction(endpoint.ingress.as_ref()),
+            direction(endpoint.egress.as_ref()),
+            format!("{}{}", endpoint.state, error.unwrap_or_default()),
+        ]
+    });
+    render(
+        [
+            "HOSTNAME",
+            "ORCHESTRATOR",
+            "WORKLOAD",
+            "NAME",
+            "INTERFACE",
+            "ADDRESSES",
+            "INGRESS",
+            "EGRESS",
+            "STATE",
+        ],
+        rows.collect(),
+    )
+}
+
+/// The policies that isolate; `-` where none does.
+fn direction(status: Option<&DirectionStatus>) -> String {
+    status.map_or("-".to_owned(), |status| or_dash(&status.policies))
+}
+
+fn or_dash(list: &[String]) -> String {
+    if list.is_empty() {
+        "-".to_owned()
+    } else {
+        list.join(",")
+    }
+}
+
+fn addresses(list: &[IpAddr]) -> String {
+    or_dash(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+pub(super) fn identities(list: &[IdentityStatus], wide: bool) -> String {
+    let rows = list.iter().map(|identity| {
+        let mut members: Vec<_> = identity.addresses.iter().map(ToString::to_string).collect();
+        members.extend(identity.prefixes.iter().cloned());
+        const SHOWN: usize = 4;
+        let more = members.len().saturating_sub(SHOWN);
+        if !wide && more > 0 {
+            members.truncate(SHOWN);
+            members.push(format!("and {more} more"));
+        }
+        [
+            identity.id.to_string(),
+            or_dash(&members),
+            if identity.matches.is_empty() {
+                "-".to_owned()
+            } else {
+                identity.matches.join("; ")
+            },
+        ]
+    });
+    render(["ID", "ADDRESSES", "MATCHES"], rows.collect())
+}
+
+pub(super) fn network_policies(list: &[PolicyStatus], wide: bool) -> String {
+    if !wide {
+        let rows = list.iter().map(|policy| {
+            [
+                policy.namespace.clone(),
+                policy.name.clone(),
+                or_dash(&policy.policy_types),
+                policy.subjects.len().to_string(),
+                policy.status.clone(),
+            ]
+        });
+        return render(
+            ["NAMESPACE", "NAME", "TYPES", "PODS", "STATUS"],
+            rows.collect(),
+        );
+    }
+    let rows = list.iter().map(|policy| {
+        [
+            policy.namespace.clone(),
+            policy.name.clone(),
+            or_dash(&policy.policy_types),
+            policy.ingress_rules.to_string(),
+            policy.egress_rules.to_string(),
+            or_dash(&policy.subjects),
+            policy.status.clone(),
+        ]
+    });
+    render(
+        [
+            "NAMESPACE",
+            "NAME",
+            "TYPES",
+            "INGRESS-RULES",
+            "EGRESS-RULES",
+            "PODS",
+            "STATUS",
+        ],
+        rows.collect(),
+    )
+}
+
+/// Tables that are empty, and counters of what never happened, only in the wide format.
+pub(super) fn status(status: &Status, wide: bool) -> String {
+    let mut text = String::new();
+    let ready = if status.ready { "ready" } else { "not ready" };
+    line(
+        &mut text,
+        &format!(
+            "policy-agent {} (pid {}) on node {}: {ready}",
+            status.version, status.pid, status.node
+        ),
+    );
+    let pending = match status.pending_operations {
+        0 => String::new(),
+        waiting => format!(
+            " compiled, {} enforced, {waiting} operations wait",
+            status.enforced_revision
+        ),
+    };
+    line(&mut text, &format!("revision {}{pending}", status.revision));
+    line(
+        &mut text,
+        &format!(
+            "datastore: {}; {} objects in {} files",
+            status.datastore.source, status.datastore.objects, status.datastore.files
+        ),
+    );
+    section(&mut text, "CONDITIONS");
+    let rows = status.conditions.iter().map(|condition| {
+        let ok = if condition.ok { "yes" } else { "no" };
+        [
+            condition.name.clone(),
+            ok.to_owned(),
+            condition.message.clone(),
+        ]
+    });
+    text += &render(["CONDITION", "OK", "DETAIL"], rows.collect());
+
+    section(&mut text, "PROGRAMS");
+    let rows = status.programs.iter().map(|program| {
+        [
+            program.interface.clone(),
+            program.ifindex.to_string(),
+            program.mode.clone(),
+            program.from_pod_program_id.to_string(),
+            program.to_pod_program_id.to_string(),
+        ]
+    });
+    text += &render(
+        ["INTERFACE", "IFINDEX", "MODE", "FROM_POD", "TO_POD"],
+        rows.collect(),
+    );
+
+    section(&mut text, "TABLES");
+    let rows = status
+        .tables
+        .iter()
+        .filter(|table| wide || table.used > 0)
+        .map(|table| {
+            let percent = (table.used * 100).checked_div(table.capacity).unwrap_or(0);
+            [
+                table.name.clone(),
+                table.used.to_string(),
+                table.capacity.to_string(),
+                format!("{percent}%"),
+            ]
+        });
+    text += &render(["TABLE", "USED", "CAPACITY", "USE"], rows.collect());
+
+    section(&mut text, "PACKETS");
+    let rows = status.counters.iter().map(|counter| {
+        [
+            counter.direction.clone(),
+            counter.verdict.clone(),
+            counter.reason.clone(),
+            counter.packets.to_string(),
+            counter.bytes.to_string(),
+        ]
+    });
+    text += &render(
+        ["DIRECTION", "VERDICT", "REASON", "PACKETS", "BYTES"],
+        rows.collect(),
+    );
+
+    list(
+        &mut text,
+        "ERRORS IN THE DATASTORE",
+        &status.datastore.errors,
+    );
+    list(&mut text, "WARNINGS", &status.datastore.warnings);
+    list(&mut text, "PROBLEMS", &status.problems);
+    list(&mut text, "NOTES", &status.notes);
+    text
+}
+
+fn line(text: &mut String, words: &str) {
+    let _infallible = writeln!(text, "{words}");
+}
+
+fn section(text: &mut String, title: &str) {
+    let _infallible = writeln!(text, "\n{title}");
+}
+
+fn list(text: &mut String, title: &str, items: &[String]) {
+    if items.is_empty() {
+        return;
+    }
+    section(text, title);
+    for item in items {
+        line(text, item);
+    }
+}

@@ -1,0 +1,127 @@
+//! `/livez` and `/readyz`, for kubelet.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::agent::Health;
+
+/// The agent's loop comes round every second; compiling a big cluster from nothing takes a few.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, health: watch::Receiver<Health>) {
+    if let Err(error) = axum::serve(listener, router(health)).await {
+        tracing::error!(%error, "health is no longer served");
+    }
+}
+
+fn router(health: watch::Receiver<Health>) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .with_state(health)
+}
+
+async fn livez(State(health): State<watch::Receiver<Health>>) -> (StatusCode, String) {
+    let pause = health.borrow().beat.elapsed();
+    if pause < LONGEST_PAUSE {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        let text = format!(
+            "the agent's loop has not come round for {} s\n",
+            pause.as_secs()
+        );
+        (StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+}
+
+async fn readyz(State(health): State<watch::Receiver<Health>>) -> (StatusCode, String) {
+    let health = health.borrow();
+    let lines = health.conditions.iter().map(|condition| {
+        let sign = if condition.ok { '+' } else { '-' };
+        format!("[{sign}] {}: {}\n", condition.name, condition.message)
+    });
+    let code = if health.is_ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (code, lines.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Condition;
+    use http_body_util::BodyExt as _;
+    use hyper_util::rt::TokioIo;
+    use std::time::Instant;
+
+    async fn get(health: Health, path: &str) -> (u16, String) {
+        let (_keep, health) = watch::channel(health);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let server = tokio::spawn(serve(listener, health));
+        let stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("listening");
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .expect("HTTP");
+        let connection = tokio::spawn(connection);
+        let request = hyper::Request::get(path)
+            .header("host", "localhost")
+            .body(String::new())
+            .expect("request");
+        let response = sender.send_request(request).await.expect("answer");
+        let status = response.status().as_u16();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .expect("body")
+            .to_bytes();
+        server.abort();
+        connection.abort();
+        (status, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    fn health(ok: bool, beat: Instant) -> Health {
+        let condition = |name: &str, ok| Condition {
+            name: name.to_owned(),
+            ok,
+            message: "words".to_owned(),
+        };
+        Health {
+            conditions: vec![condition("A", true), condition("B", ok)],
+            beat,
+        }
+    }
+
+    #[tokio::test]
+    async fn ready_only_when_all_conditions_hold() {
+        let now = Instant::now();
+        assert_eq!(
+            get(health(false, now), "/readyz").await,
+            (503, "[+] A: words\n[-] B: words\n".to_owned())
+        );
+        assert_eq!(get(health(true, now), "/readyz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn alive_while_the_loop_comes_round() {
+        let now = Instant::now();
+        assert_eq!(
+            get(health(false, now), "/livez").await,
+            (200, "ok\n".to_owned())
+        );
+        let long_ago = now.checked_sub(LONGEST_PAUSE).expect("uptime");
+        assert_eq!(get(health(true, long_ago), "/livez").await.0, 503);
+    }
+}

@@ -1,0 +1,6 @@
+//! What the agent serves: health over TCP, its local interface over a unix socket; and the client of
+//! the latter.
+
+pub mod client;
+pub mod health;
+pub mod local;

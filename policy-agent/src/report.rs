@@ -1,0 +1,209 @@
+//! What the agent tells its operator: the JSON of the local socket, which `policyctl` prints.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Answer to `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// This node's name.
+    pub node: String,
+    /// Whether every condition holds.
+    pub ready: bool,
+    /// What readiness depends on.
+    pub conditions: Vec<Condition>,
+    /// Where objects come from.
+    pub datastore: DatastoreStatus,
+    /// Number of the last compiled state.
+    pub revision: u64,
+    /// Number of the last state that is wholly in the kernel's tables.
+    pub enforced_revision: u64,
+    /// Operations not executed yet.
+    pub pending_operations: usize,
+    /// Where programs are attached.
+    pub programs: Vec<AttachedPrograms>,
+    /// Use of the kernel's tables.
+    pub tables: Vec<TableStatus>,
+    /// Packets by direction and reason; reasons that never occurred are left out.
+    pub counters: Vec<CounterStatus>,
+    /// What is not as it should be; empty is good.
+    pub problems: Vec<String>,
+    /// Worth knowing, but no problem: pods without an address, drop events not sent, ...
+    pub notes: Vec<String>,
+}
+
+/// One condition of readiness.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What should be so, such as `DatastoreLoaded`.
+    pub name: String,
+    /// Whether it is.
+    pub ok: bool,
+    /// More, for people.
+    pub message: String,
+}
+
+/// The datastore's part of the status.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatastoreStatus {
+    /// Where objects come from, in words.
+    pub source: String,
+    /// Whether the first load is complete.
+    pub loaded: bool,
+    /// Files read.
+    pub files: usize,
+    /// Objects in force.
+    pub objects: usize,
+    /// What was not taken over.
+    pub errors: Vec<String>,
+    /// What was taken over but is probably not what was meant.
+    pub warnings: Vec<String>,
+}
+
+/// Programs on one interface.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachedPrograms {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// `tcx` or `clsact`.
+    pub mode: String,
+    /// Kernel's id of the program that judges what leaves the pod.
+    pub from_pod_program_id: u32,
+    /// Kernel's id of the program that judges what enters the pod.
+    pub to_pod_program_id: u32,
+}
+
+/// Use of one table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableStatus {
+    /// Its name, which is also that of its pin.
+    pub name: String,
+    /// Rows in use.
+    pub used: u64,
+    /// Rows that there can be.
+    pub capacity: u64,
+}
+
+/// Packets of one direction and reason.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CounterStatus {
+    /// `ingress` or `egress`, as the pod sees it.
+    pub direction: String,
+    /// `pass` or `drop`.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One item of `GET /v1/workloadendpoints`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadEndpoint {
+    /// The node.
+    pub hostname: String,
+    /// Always `k8s`.
+    pub orchestrator: String,
+    /// Namespace and name of the pod, with a dot between.
+    pub workload: String,
+    /// Interface inside the pod.
+    pub name: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// Host-side interface.
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// The endpoint's own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ingress, absent when not isolated.
+    pub ingress: Option<DirectionStatus>,
+    /// Egress, absent when not isolated.
+    pub egress: Option<DirectionStatus>,
+    /// `enforced`, `programming`, `attaching` or `detaching`.
+    pub state: String,
+    /// Why it gets no further, where something fails.
+    pub error: Option<String>,
+}
+
+/// How an endpoint is isolated in one direction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectionStatus {
+    /// Id of the rule list in the kernel's tables.
+    pub policy_id: u32,
+    /// Rules in it.
+    pub rules: usize,
+    /// NetworkPolicies that isolate, as `namespace/name`.
+    pub policies: Vec<String>,
+}
+
+/// One item of `GET /v1/identities`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityStatus {
+    /// Its number in the kernel's tables.
+    pub id: u32,
+    /// What makes its addresses what they are, in words.
+    pub matches: Vec<String>,
+    /// Single addresses that bear it.
+    pub addresses: Vec<IpAddr>,
+    /// Networks that bear it.
+    pub prefixes: Vec<String>,
+}
+
+/// One item of `GET /v1/networkpolicies`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Directions that it isolates: `Ingress`, `Egress`.
+    pub policy_types: Vec<String>,
+    /// Its ingress rules.
+    pub ingress_rules: usize,
+    /// Its egress rules.
+    pub egress_rules: usize,
+    /// Pods of this node that it selects, as `namespace/name`.
+    pub subjects: Vec<String>,
+    /// `enforced`, `no local subjects`, or `refused: ...`.
+    pub status: String,
+}
+
+/// Answer to `POST /v1/sync`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncReport {
+    /// The state that is now enforced.
+    pub revision: u64,
+    /// What the datastore holds but could not be taken over or enforced.
+    pub errors: Vec<String>,
+}
+
+/// Answer to a request that failed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// What went wrong.
+    pub error: String,
+}
