@@ -305,3 +305,117 @@ fn table_sizes(text: &str) -> Result<BTreeMap<String, u32>, ConfigError> {
     }
     Ok(sizes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(datastore_type: &str, path: Option<&std::path::Path>) -> Settings {
+        Settings {
+            datastore_type: datastore_type.to_owned(),
+            datastore_path: path.map(PathBuf::from),
+            nodename: Some("n1".to_owned()),
+            run_dir: RUN_DIR.into(),
+            bpffs: "/sys/fs/bpf/portcullis".into(),
+            health_addr: "127.0.0.1:9099".to_owned(),
+            log_level: "info".to_owned(),
+            log_drops: "true".to_owned(),
+            log_decisions: "false".to_owned(),
+            table_sizes: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_directory_of_files() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let mut settings = settings("files", Some(directory.path()));
+        settings.table_sizes = " flows_v4=262144, peers = 7 ,".to_owned();
+        let config = settings.validate().expect("valid");
+        assert_eq!(
+            config.datastore,
+            DatastoreConfig::Files(directory.path().to_owned())
+        );
+        assert_eq!(&*config.node, "n1");
+        assert_eq!(
+            config.table_sizes,
+            BTreeMap::from([("flows_v4".to_owned(), 262_144), ("peers".to_owned(), 7)])
+        );
+        settings.nodename = None;
+        let node = settings.validate().expect("valid").node;
+        assert!(!node.is_empty() && *node == *node.to_lowercase());
+    }
+
+    #[test]
+    fn what_cannot_be_taken_is_named_with_the_choices() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join("file");
+        fs::write(&file, "").expect("write");
+        let absent = directory.path().join("absent");
+        let valid = settings("files", Some(directory.path()));
+        let with = |change: &dyn Fn(&mut Settings)| {
+            let mut settings = valid.clone();
+            change(&mut settings);
+            settings
+        };
+        let rows: &[(Settings, String)] = &[
+            (
+                settings("etcd", None),
+                "DATASTORE_TYPE=\"etcd\" is unknown; the choices are kubernetes, files".to_owned(),
+            ),
+            (
+                settings("etcdv2", None),
+                "DATASTORE_TYPE=\"etcdv2\" is refused: Portcullis keeps no database of its own".to_owned(),
+            ),
+            (
+                settings("kubernetes", None),
+                "DATASTORE_TYPE=\"kubernetes\": this build has no client for the Kubernetes API yet and enforces \
+                 from files only; set DATASTORE_TYPE=files and DATASTORE_PATH to a directory of Kubernetes YAML"
+                    .to_owned(),
+            ),
+            (
+                settings("files", None),
+                "DATASTORE_PATH is not set; DATASTORE_TYPE=files needs the directory to read".to_owned(),
+            ),
+            (
+                settings("files", Some(&absent)),
+                format!("DATASTORE_PATH={}: does not exist", absent.display()),
+            ),
+            (
+                settings("files", Some(&file)),
+                format!("DATASTORE_PATH={}: is not a directory", file.display()),
+            ),
+            (
+                with(&|s| s.health_addr = "localhost".to_owned()),
+                "HEALTH_ADDR=\"localhost\": not ADDRESS:PORT, such as 127.0.0.1:9099".to_owned(),
+            ),
+            (
+                with(&|s| s.log_drops = "yes".to_owned()),
+                "PORTCULLIS_LOG_DROPS=\"yes\" is unknown; the choices are true, false".to_owned(),
+            ),
+            (
+                with(&|s| s.table_sizes = "peers".to_owned()),
+                "PORTCULLIS_TABLE_SIZES=\"peers\": \"peers\" is not TABLE=NUMBER, such as flows_v4=262144".to_owned(),
+            ),
+            (
+                with(&|s| s.table_sizes = "peers=many".to_owned()),
+                "PORTCULLIS_TABLE_SIZES=\"peers=many\": \"peers=many\" has no number between 0 and 4294967295 after \
+                 the '='"
+                    .to_owned(),
+            ),
+            (
+                with(&|s| s.table_sizes = "peers=1,peers=2".to_owned()),
+                "PORTCULLIS_TABLE_SIZES=\"peers=1,peers=2\": \"peers=2\" sets a table that was set before".to_owned(),
+            ),
+        ];
+        for (settings, message) in rows {
+            let error = settings.validate().expect_err(message).to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+        let mut settings = valid.clone();
+        settings.log_level = "loud".to_owned();
+        assert_eq!(
+            settings.level().expect_err("no level").to_string(),
+            "PORTCULLIS_LOG_LEVEL=\"loud\" is unknown; the choices are error, warn, info, debug, trace"
+        );
+    }
+}

@@ -535,3 +535,7 @@ fn describe(op: &Op) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

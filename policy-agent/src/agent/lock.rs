@@ -1,7 +1,7 @@
 //! One agent per node: locks on the run directory and on the directory of pins.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 /// Held as long as the agent runs; the kernel lets go of it however the agent ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 /// Why a lock is not to be had.
@@ -59,10 +59,18 @@ pub fn run_directory(directory: &Path) -> Result<Lock, LockError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
         .open(&path)
         .map_err(|error| failed(&path, error))?;
-    lock(file, directory)
+    let mut lock = lock(file, directory)?;
+    // For the message that a second agent prints.
+    let pid = std::process::id().to_string();
+    lock.file
+        .set_len(0)
+        .and_then(|()| lock.file.write_all(pid.as_bytes()))
+        .map_err(|error| failed(&path, error))?;
+    Ok(lock)
 }
 
 /// Locks the directory of pins; `None` when it does not exist yet.
@@ -83,10 +91,10 @@ pub fn pins(directory: &Path) -> Result<Option<Lock>, LockError> {
 
 fn lock(file: File, path: &Path) -> Result<Lock, LockError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(Lock { _file: file }),
-        Err((file, Errno::EWOULDBLOCK)) => Err(LockError::Taken {
+        Ok(file) => Ok(Lock { file: file }),
+        Err((mut file, Errno::EWOULDBLOCK)) => Err(LockError::Taken {
             path: path.to_owned(),
-            pid: holder(&file),
+            pid: written_holder(&mut file).or_else(|| holder(&file)),
         }),
         Err((_, errno)) => Err(LockError::Io {
             path: path.to_owned(),
@@ -95,8 +103,15 @@ fn lock(file: File, path: &Path) -> Result<Lock, LockError> {
     }
 }
 
-/// The process that holds a lock on `file`
-/// (<https://man7.org/linux/man-pages/man5/proc_locks.5.html>).
+/// The process that wrote its id into the lock file.
+fn written_holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The process that holds a lock on `file`, as far as the kernel's list shows it: a line may be missed
+/// while others come and go (<https://man7.org/linux/man-pages/man5/proc_locks.5.html>).
 fn holder(file: &File) -> Option<u32> {
     let metadata = file.metadata().ok()?;
     let (major, minor) = (

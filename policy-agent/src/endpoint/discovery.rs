@@ -286,3 +286,7 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
         IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
     })
 }
+
+#[cfg(test)]
+#[path = "discovery_tests.rs"]
+mod tests;

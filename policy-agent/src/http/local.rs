@@ -94,3 +94,79 @@ async fn ask<T: Serialize>(
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(failure)).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::client::{self, ClientError};
+    use crate::report::{PolicyStatus, SyncReport};
+    use hyper::Method;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    async fn answer(mut queries: mpsc::Receiver<Query>) {
+        while let Some(query) = queries.recv().await {
+            match query {
+                Query::NetworkPolicies(reply) => reply.send(Vec::new()).expect("asked for"),
+                Query::Sync(reply) => reply
+                    .send(SyncReport {
+                        revision: 7,
+                        errors: Vec::new(),
+                    })
+                    .expect("asked for"),
+                // Dropped: the asker hears that there is no answer.
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_go_through_a_socket_of_roots() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("agent.sock");
+        fs::write(&path, "left by an earlier agent").expect("write");
+        let listener = listen(&path).expect("listen");
+        let mode = fs::metadata(&path).expect("there").mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let (queries_in, queries) = mpsc::channel(1);
+        tokio::spawn(answer(queries));
+        tokio::spawn(serve(listener, queries_in));
+
+        let policies: Vec<PolicyStatus> =
+            client::request(&path, Method::GET, "/v1/networkpolicies", PATIENCE)
+                .await
+                .expect("answer");
+        assert!(policies.is_empty());
+        let report: SyncReport = client::request(&path, Method::POST, "/v1/sync", PATIENCE)
+            .await
+            .expect("answer");
+        assert_eq!(report.revision, 7);
+        let refused = client::request::<SyncReport>(&path, Method::GET, "/v1/status", PATIENCE)
+            .await
+            .expect_err("no answer")
+            .to_string();
+        assert_eq!(
+            refused,
+            "the agent says: the agent is stopping or too busy to answer"
+        );
+        let wrong = client::request::<SyncReport>(&path, Method::GET, "/v1/nothing", PATIENCE).await;
+        assert!(matches!(wrong, Err(ClientError::Refused(_))), "{wrong:?}");
+    }
+
+    #[tokio::test]
+    async fn without_an_agent_the_client_says_so() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("agent.sock");
+        let ask = || client::request::<SyncReport>(&path, Method::GET, "/v1/status", PATIENCE);
+        assert!(matches!(ask().await, Err(ClientError::NotRunning(_))));
+        drop(listen(&path).expect("listen"));
+        assert!(matches!(ask().await, Err(ClientError::NotRunning(_))));
+        let silent = listen(&path).expect("listen");
+        let short = Duration::from_millis(50);
+        let asked = client::request::<SyncReport>(&path, Method::GET, "/v1/status", short).await;
+        assert!(matches!(asked, Err(ClientError::Timeout(_))), "{asked:?}");
+        drop(silent);
+    }
+}

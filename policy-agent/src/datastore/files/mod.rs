@@ -329,3 +329,7 @@ fn now() -> i64 {
         .unwrap_or_default();
     i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

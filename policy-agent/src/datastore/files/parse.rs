@@ -351,3 +351,7 @@ fn error_path(path: &serde_path_to_error::Path) -> FieldPath {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

@@ -1,0 +1,382 @@
+//! The engine with the real compiler and a fake kernel.
+//!
+//! The fake proves the order of what is asked of the kernel and what happens when it refuses; that
+//! operations mean what they say is the dataplane's to prove.
+
+use std::time::Duration;
+
+use policy_core::model::{LabelSelector, NetworkPolicy, Pod};
+
+use super::*;
+use crate::dataplane::ApplyError;
+use crate::endpoint::Peer;
+
+/// Writes down what succeeded, and refuses what it is told to.
+#[derive(Default)]
+struct Fake {
+    done: Vec<String>,
+    refusals: Vec<Refusal>,
+    pruned: usize,
+}
+
+struct Refusal {
+    /// Beginning of what is refused.
+    what: &'static str,
+    times: usize,
+    gone: bool,
+}
+
+impl Fake {
+    fn try_to(&mut self, what: String) -> Result<(), bool> {
+        let refusal = self
+            .refusals
+            .iter_mut()
+            .find(|refusal| refusal.times > 0 && what.starts_with(refusal.what));
+        match refusal {
+            Some(refusal) => {
+                refusal.times -= 1;
+                Err(refusal.gone)
+            }
+            None => {
+                self.done.push(what);
+                Ok(())
+            }
+        }
+    }
+
+    fn attachment(&mut self, word: &str, ifindex: u32) -> Result<(), AttachError> {
+        self.try_to(format!("{word} {ifindex}")).map_err(|gone| {
+            if gone {
+                AttachError::InterfaceGone {
+                    ifindex,
+                    interface: String::new(),
+                }
+            } else {
+                AttachError::NotLoaded("from_pod")
+            }
+        })
+    }
+}
+
+impl Kernel for Fake {
+    fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        let text = match op {
+            Op::PutEndpoint { ifindex, .. } => format!("PutEndpoint {ifindex}"),
+            Op::DeleteEndpoint { ifindex } => format!("DeleteEndpoint {ifindex}"),
+            other => format!("{other:?}"),
+        };
+        self.try_to(text)
+            .map_err(|_| ApplyError::Full { table: "peers" })
+    }
+    fn attach(&mut self, ifindex: u32, _: &str) -> Result<(), AttachError> {
+        self.attachment("attach", ifindex)
+    }
+    fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.attachment("detach", ifindex)
+    }
+    fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
+        self.pruned += 1;
+        Ok(Vec::new())
+    }
+}
+
+struct Fixture {
+    engine: Engine<Fake>,
+    now: Instant,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self {
+            engine: Engine::new(Fake::default(), Limits::default(), "n1".into()),
+            now: Instant::now(),
+        }
+    }
+
+    /// With pods a (10.0.0.1) and b (10.0.0.2), loaded, and their interfaces 7 and 8 found.
+    fn with_two_endpoints() -> Self {
+        let mut fixture = Self::new();
+        fixture.engine.objects_changed(vec![pod("a", 1), pod("b", 2)]);
+        fixture.engine.loaded();
+        fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
+        fixture
+    }
+
+    fn step(&mut self) -> Option<Instant> {
+        self.engine.step(self.now)
+    }
+
+    /// What was done since the last call.
+    fn done(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.engine.kernel.done)
+    }
+
+    /// As [`Self::done`], but only of these beginnings.
+    fn done_of(&mut self, beginnings: &[&str]) -> Vec<String> {
+        let mut done = self.done();
+        done.retain(|what| beginnings.iter().any(|beginning| what.starts_with(beginning)));
+        done
+    }
+
+    fn refuse(&mut self, what: &'static str, times: usize) {
+        self.engine.kernel.refusals.push(Refusal {
+            what,
+            times,
+            gone: false,
+        });
+    }
+
+    /// Steps whenever the engine asks to be called again, until it no longer does.
+    fn step_until_quiet(&mut self) -> usize {
+        let mut steps = 0;
+        while let Some(at) = self.step() {
+            assert!(at > self.now, "asks to be called at once");
+            self.now = at;
+            steps += 1;
+            assert!(steps < 100, "never quiet");
+        }
+        steps
+    }
+}
+
+const ENDPOINTS: [&str; 4] = ["PutEndpoint", "DeleteEndpoint", "attach", "detach"];
+
+fn pod(name: &str, last: u8) -> ObjectChange {
+    ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+        pod: Pod {
+            name: ObjectName::new("shop", name),
+            labels: Default::default(),
+            addresses: vec![[10, 0, 0, last].into()],
+            ports: Default::default(),
+            terminated: false,
+            created: i64::from(last),
+            uid: "".into(),
+        },
+        node: None,
+        dated: true,
+    }))
+}
+
+fn pod_gone(name: &str) -> ObjectChange {
+    ObjectChange::Gone(ObjectKey::Pod(ObjectName::new("shop", name)))
+}
+
+fn default_deny() -> ObjectChange {
+    ObjectChange::Upsert(Object::Policy(NetworkPolicy {
+        name: ObjectName::new("shop", "default-deny"),
+        subjects: LabelSelector::default(),
+        ingress: Some(Vec::new()),
+        egress: Some(Vec::new()),
+    }))
+}
+
+fn interface(ifindex: u32, last: u8) -> Interface {
+    Interface {
+        ifindex,
+        name: format!("veth{ifindex}"),
+        peer: Peer {
+            netns: i32::from(last),
+            ifindex: 2,
+            name: "eth0".to_owned(),
+        },
+        addresses: vec![[10, 0, 0, last].into()],
+    }
+}
+
+fn scan(interfaces: &[(u32, u8)]) -> Scan {
+    Scan {
+        interfaces: interfaces
+            .iter()
+            .map(|(ifindex, last)| (*ifindex, interface(*ifindex, *last)))
+            .collect(),
+        veths: interfaces.iter().map(|(ifindex, _)| *ifindex).collect(),
+    }
+}
+
+fn position(done: &[String], what: &str) -> usize {
+    done.iter()
+        .position(|done| done == what)
+        .unwrap_or_else(|| panic!("{what} was not done: {done:?}"))
+}
+
+#[test]
+fn nothing_is_programmed_before_the_first_load_is_complete() {
+    let mut fixture = Fixture::new();
+    fixture.engine.objects_changed(vec![pod("a", 1), default_deny()]);
+    fixture.engine.scanned(scan(&[(7, 1)]));
+    assert_eq!(fixture.step(), None);
+    assert_eq!(fixture.done(), [""; 0]);
+    assert!(!fixture.engine.is_settled());
+
+    fixture.engine.loaded();
+    assert_eq!(fixture.step(), None);
+    let done = fixture.done();
+    assert!(position(&done, "PutEndpoint 7") < position(&done, "attach 7"));
+    assert_eq!(done.last().map(String::as_str), Some("attach 7"), "attached last");
+    assert!(fixture.engine.is_settled());
+    assert_eq!(fixture.engine.kernel.pruned, 1);
+}
+
+#[test]
+fn programs_are_detached_before_the_row_goes() {
+    let rows: [(&str, fn(&mut Engine<Fake>)); 3] = [
+        ("the interface is gone", |engine| engine.scanned(scan(&[(8, 2)]))),
+        ("the pod is gone", |engine| engine.objects_changed(vec![pod_gone("a")])),
+        ("the pod has another address", |engine| engine.objects_changed(vec![pod("a", 9)])),
+    ];
+    for (what, change) in rows {
+        let mut fixture = Fixture::with_two_endpoints();
+        fixture.step();
+        fixture.done();
+        change(&mut fixture.engine);
+        assert_eq!(fixture.step(), None, "{what}");
+        assert_eq!(
+            fixture.done_of(&ENDPOINTS),
+            ["detach 7", "DeleteEndpoint 7"],
+            "{what}"
+        );
+        assert!(fixture.engine.is_settled(), "{what}");
+        assert_eq!(fixture.engine.endpoints().count(), 1, "{what}");
+    }
+}
+
+#[test]
+fn an_interface_whose_other_side_cannot_be_read_stays_enforced() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.step();
+    fixture.done();
+    let mut unreadable = scan(&[(8, 2)]);
+    unreadable.veths.insert(7);
+    fixture.engine.scanned(unreadable.clone());
+    fixture.step();
+    assert_eq!(fixture.done(), [""; 0]);
+    assert_eq!(fixture.engine.endpoints().count(), 2);
+    // Until its pod is gone.
+    fixture.engine.objects_changed(vec![pod_gone("a")]);
+    fixture.step();
+    assert_eq!(fixture.done_of(&ENDPOINTS), ["detach 7", "DeleteEndpoint 7"]);
+}
+
+#[test]
+fn a_reused_ifindex_is_another_endpoint() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.step();
+    fixture.done();
+    let mut reused = scan(&[(7, 1), (8, 2)]);
+    if let Some(interface) = reused.interfaces.get_mut(&7) {
+        interface.peer.netns = 99;
+    }
+    fixture.engine.scanned(reused);
+    assert_eq!(fixture.step(), None);
+    let done = fixture.done_of(&ENDPOINTS);
+    assert_eq!(done.first().map(String::as_str), Some("detach 7"));
+    assert_eq!(done.last().map(String::as_str), Some("attach 7"));
+    assert!(fixture.engine.is_settled());
+}
+
+#[test]
+fn an_operation_that_fails_is_tried_again_and_none_is_skipped() {
+    let undisturbed = {
+        let mut fixture = Fixture::with_two_endpoints();
+        fixture.engine.objects_changed(vec![default_deny()]);
+        fixture.step();
+        fixture.done()
+    };
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.engine.objects_changed(vec![default_deny()]);
+    fixture.refuse("PutEndpoint 7", 3);
+    let again = fixture.step().expect("wants to try again");
+    assert!(!fixture.engine.is_settled());
+    let stuck = fixture.engine.stuck(fixture.now).expect("stuck");
+    assert!(stuck.operation.starts_with("PutEndpoint"), "{stuck:?}");
+    assert_eq!(stuck.error, "table peers is full; raise its size with PORTCULLIS_TABLE_SIZES=peers=N");
+    // Before its time nothing is tried, and what changes meanwhile waits.
+    fixture.engine.objects_changed(vec![pod("c", 3)]);
+    let before = fixture.engine.kernel.done.len();
+    assert_eq!(fixture.step(), Some(again));
+    assert_eq!(fixture.engine.kernel.done.len(), before);
+    assert_eq!(fixture.engine.stuck(fixture.now).expect("stuck").tries, 1);
+
+    assert_eq!(fixture.step_until_quiet(), 3);
+    let done = fixture.done();
+    assert_eq!(done, undisturbed, "pod c concerns no table");
+    assert!(fixture.engine.is_settled() && fixture.engine.stuck(fixture.now).is_none());
+    assert_eq!(fixture.engine.revision(), fixture.engine.enforced_revision());
+}
+
+#[test]
+fn an_attachment_that_fails_holds_up_nobody_else() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.refuse("attach 7", 2);
+    fixture.step();
+    assert_eq!(fixture.done_of(&["attach"]), ["attach 8"]);
+    assert!(!fixture.engine.is_settled());
+    assert_eq!(fixture.engine.kernel.pruned, 0);
+    let states: Vec<_> = fixture.engine.endpoints().map(|(_, state)| state).collect();
+    assert_eq!(states[0].word, "attaching");
+    assert_eq!(states[0].error.as_deref(), Some("program from_pod is not loaded"));
+    // Changes go on.
+    fixture.engine.objects_changed(vec![default_deny()]);
+    fixture.step();
+    assert!(!fixture.done_of(&["PutEndpoint 8"]).is_empty());
+    assert_eq!(fixture.step_until_quiet(), 2);
+    assert_eq!(fixture.done_of(&["attach"]), ["attach 7"]);
+    assert!(fixture.engine.is_settled());
+    assert_eq!(fixture.engine.kernel.pruned, 1);
+}
+
+#[test]
+fn a_detachment_that_fails_keeps_the_row() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.step();
+    fixture.done();
+    fixture.refuse("detach 7", 2);
+    fixture.engine.objects_changed(vec![pod_gone("a")]);
+    assert!(fixture.step().is_some());
+    assert_eq!(fixture.done_of(&ENDPOINTS), [""; 0]);
+    // The pod is back meanwhile: the endpoint is made anew once the old one is gone.
+    fixture.engine.objects_changed(vec![pod("a", 1)]);
+    assert_eq!(fixture.step_until_quiet(), 2);
+    let done = fixture.done_of(&ENDPOINTS);
+    assert_eq!(done.first().map(String::as_str), Some("detach 7"));
+    assert_eq!(done.last().map(String::as_str), Some("attach 7"));
+    assert!(fixture.engine.is_settled());
+}
+
+#[test]
+fn an_interface_that_goes_while_it_is_attached_is_simply_gone() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.engine.kernel.refusals.push(Refusal {
+        what: "attach 7",
+        times: usize::MAX,
+        gone: true,
+    });
+    assert_eq!(fixture.step(), None, "nothing to try again");
+    let done = fixture.done_of(&ENDPOINTS);
+    let (put, delete) = (position(&done, "PutEndpoint 7"), position(&done, "DeleteEndpoint 7"));
+    assert!(put < position(&done, "detach 7") && position(&done, "detach 7") < delete);
+    assert!(fixture.engine.is_settled());
+    assert_eq!(fixture.engine.endpoints().count(), 1);
+}
+
+#[test]
+fn pods_without_interface_are_known() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.engine.objects_changed(vec![pod("c", 3)]);
+    fixture.step();
+    assert_eq!(fixture.engine.pods_without_interface(), [ObjectName::new("shop", "c")]);
+    assert!(fixture.engine.is_settled(), "which keeps nobody from being ready");
+}
+
+#[test]
+fn what_waits_is_compiled_in_one_go() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.engine.objects_changed(vec![default_deny()]);
+    fixture.step();
+    let revision = fixture.engine.revision();
+    fixture.engine.objects_changed(vec![pod("c", 3)]);
+    fixture.engine.objects_changed(vec![pod("d", 4)]);
+    fixture.now += Duration::from_secs(1);
+    fixture.step();
+    assert_eq!(fixture.engine.revision(), revision + 1);
+}

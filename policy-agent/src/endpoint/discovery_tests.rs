@@ -1,0 +1,249 @@
+//! Discovery on real veths, in network namespaces made for it. Needs root, and fails without.
+//!
+//! The test's nodes are namespaces too, so that the machine's own interfaces are never touched.
+
+use std::fs::File;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, setns};
+use tokio::time::timeout;
+
+use super::*;
+
+/// Namespaces that go when this does, whatever happened.
+struct Netns(Vec<String>);
+
+impl Netns {
+    fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test makes network namespaces: run it as root"
+        );
+        Self(Vec::new())
+    }
+
+    /// A new namespace, with its full name.
+    fn add(&mut self, name: &str) -> String {
+        let name = format!("pcl-disc-{}-{name}", std::process::id());
+        self.0.push(name.clone());
+        ip(&["netns", "add", &name]);
+        name
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            // Reported by a failing next run, if at all; a panic here would hide the test's own.
+            let _deleted = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .expect("iproute2");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "ip {}: {error}",
+        arguments.join(" ")
+    );
+}
+
+/// Runs `test` on a thread of its own within the namespace.
+fn within<T: Send + 'static>(netns: &str, test: impl AsyncFnOnce() -> T + Send + 'static) -> T {
+    let file = File::open(format!("/run/netns/{netns}")).expect("namespace");
+    std::thread::spawn(move || {
+        setns(file, CloneFlags::CLONE_NEWNET).expect("root");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        runtime.block_on(test())
+    })
+    .join()
+    .expect("the test within the namespace")
+}
+
+/// Scans that follow by themselves until one fits; the events that led to it were real.
+async fn until(discovery: &mut Discovery, what: &str, fits: impl Fn(&Scan) -> bool) -> Scan {
+    let wait = async {
+        loop {
+            let report = discovery.next().await.expect("discovery lives");
+            let scan = report.result.expect("scan");
+            if fits(&scan) {
+                return scan;
+            }
+        }
+    };
+    // Shorter than the rescan, so that only events can have brought it about.
+    timeout(RESCAN - Duration::from_secs(1), wait)
+        .await
+        .unwrap_or_else(|_| panic!("no scan within time: {what}"))
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+#[test]
+fn finds_and_follows_pod_interfaces() {
+    let mut netns = Netns::new();
+    let (node, pod) = (netns.add("node"), netns.add("pod"));
+    let (inner_node, inner_pod) = (node.clone(), pod.clone());
+    within(&node, async move || {
+        let (node, pod) = (inner_node, inner_pod);
+        let mut discovery = start().expect("netlink");
+        let empty = until(&mut discovery, "nothing there", |_| true).await;
+        assert_eq!(empty, Scan::default());
+
+        ip(&[
+            "-n", &node, "link", "add", "pcl-h0", "type", "veth", "peer", "name", "eth0", "netns",
+            &pod,
+        ]);
+        let found = until(&mut discovery, "a veth", |scan| scan.interfaces.len() == 1).await;
+        let first = found.interfaces.values().next().expect("one").clone();
+        assert_eq!(
+            (first.name.as_str(), first.peer.name.as_str()),
+            ("pcl-h0", "eth0")
+        );
+        assert!(first.addresses.is_empty());
+
+        // An address inside the pod's namespace, of which the host's side sees no link event.
+        ip(&["-n", &pod, "addr", "add", "10.9.0.5/32", "dev", "eth0"]);
+        let scan = until(&mut discovery, "an IPv4 address", |scan| {
+            scan.interfaces
+                .values()
+                .any(|interface| !interface.addresses.is_empty())
+        })
+        .await;
+        assert_eq!(
+            scan.interfaces[&first.ifindex].addresses,
+            [address("10.9.0.5")]
+        );
+
+        ip(&["-n", &pod, "link", "set", "eth0", "up"]);
+        ip(&["-n", &node, "link", "set", "pcl-h0", "up"]);
+        ip(&[
+            "-n",
+            &pod,
+            "addr",
+            "add",
+            "fd00:9::5/128",
+            "dev",
+            "eth0",
+            "nodad",
+        ]);
+        let scan = until(&mut discovery, "an IPv6 address", |scan| {
+            scan.interfaces
+                .values()
+                .any(|interface| interface.addresses.len() == 2)
+        })
+        .await;
+        let now = &scan.interfaces[&first.ifindex];
+        assert_eq!(
+            now.addresses,
+            [address("10.9.0.5"), address("fd00:9::5")],
+            "no link-local address"
+        );
+        assert!(now.is_same_device(&first));
+
+        // Not pods: both ends on the node, and other kinds of interface.
+        ip(&[
+            "-n", &node, "link", "add", "pcl-a", "type", "veth", "peer", "name", "pcl-b",
+        ]);
+        ip(&["-n", &node, "link", "add", "pcl-br", "type", "bridge"]);
+        let scan = until(&mut discovery, "veths within the node", |scan| {
+            scan.veths.len() == 3
+        })
+        .await;
+        assert_eq!(scan.interfaces.keys().collect::<Vec<_>>(), [&first.ifindex]);
+
+        ip(&["-n", &node, "link", "del", "pcl-h0"]);
+        let scan = until(&mut discovery, "the veth gone", |scan| {
+            scan.interfaces.is_empty()
+        })
+        .await;
+        assert!(!scan.veths.contains(&first.ifindex));
+    });
+}
+
+#[test]
+fn a_neighbouring_nodes_pods_are_not_ours() {
+    let mut netns = Netns::new();
+    let (one, two) = (netns.add("one"), netns.add("two"));
+    let (pod_one, pod_two) = (netns.add("pod-one"), netns.add("pod-two"));
+    // The same ifindices on both nodes and in both pods, and a veth between the nodes.
+    for (node, pod, last) in [(&one, &pod_one, "1"), (&two, &pod_two, "2")] {
+        ip(&[
+            "-n", node, "link", "add", "pcl-h0", "index", "50", "type", "veth", "peer", "name",
+            "eth0", "netns", pod,
+        ]);
+        ip(&[
+            "-n",
+            pod,
+            "addr",
+            "add",
+            &format!("10.9.0.{last}/32"),
+            "dev",
+            "eth0",
+        ]);
+    }
+    ip(&[
+        "-n", &one, "link", "add", "pcl-up", "type", "veth", "peer", "name", "pcl-up", "netns",
+        &two,
+    ]);
+    ip(&["-n", &two, "addr", "add", "172.31.0.2/24", "dev", "pcl-up"]);
+    for (node, expected) in [
+        (one, ["10.9.0.1", "172.31.0.2"].as_slice()),
+        (two, &["10.9.0.2"]),
+    ] {
+        let found = within(&node, async || {
+            let mut discovery = start().expect("netlink");
+            let scan = until(&mut discovery, "the first scan", |_| true).await;
+            let interfaces = scan.interfaces.into_values();
+            let mut addresses: Vec<_> = interfaces
+                .flat_map(|interface| interface.addresses)
+                .collect();
+            addresses.sort();
+            addresses
+        });
+        let expected: Vec<_> = expected.iter().map(|text| address(text)).collect();
+        assert_eq!(found, expected, "node {node}");
+    }
+}
+
+#[test]
+fn a_requested_scan_sees_what_was_there_before_the_request() {
+    let mut netns = Netns::new();
+    let (node, pod) = (netns.add("req-node"), netns.add("req-pod"));
+    let inner = (node.clone(), pod);
+    within(&node, async move || {
+        let (node, pod) = inner;
+        let mut discovery = start().expect("netlink");
+        for round in 0..5 {
+            let name = format!("pcl-h{round}");
+            let peer = format!("eth{round}");
+            ip(&[
+                "-n", &node, "link", "add", &name, "type", "veth", "peer", "name", &peer, "netns",
+                &pod,
+            ]);
+            let number = discovery.request();
+            let report = timeout(RESCAN, async {
+                loop {
+                    let report = discovery.next().await.expect("discovery lives");
+                    if report.answers >= number {
+                        return report;
+                    }
+                }
+            })
+            .await
+            .expect("an answer");
+            let scan = report.result.expect("scan");
+            assert_eq!(scan.interfaces.len(), round + 1);
+        }
+    });
+}
