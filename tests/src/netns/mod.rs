@@ -1,0 +1,42 @@
+//! A node and its pods as network namespaces, with real traffic between them.
+//!
+//! ```text
+//!  outside ── veth ── node ─┬─ veth ── pod     Routed: a /32 and /128 route to each pod's veth (CNI ptp)
+//!                    (agent)├─ veth ── pod     Bridge: the veths are ports of cni0 (CNI bridge)
+//!                           └─ ...
+//! ```
+//!
+//! Everything made here carries the prefix `pcl-PID-`, goes when its guard is dropped, panics
+//! included, and what a killed run left goes at the next run's start.
+
+mod agent;
+mod datastore;
+mod flow;
+mod leftovers;
+mod namespace;
+mod node;
+mod server;
+mod table;
+mod traffic;
+
+pub use agent::{Agent, binary};
+pub use datastore::{Datastore, Labels};
+pub use flow::{Flow, PATIENCE, SILENCE, Stream};
+pub use namespace::Netns;
+pub use node::{Form, Host, Node, PodSpec};
+pub use server::Servers;
+pub use table::{Expected, check};
+pub use traffic::{Family, Outcome, Probe, What, measure, probe};
+
+/// Says why these tests cannot run here.
+///
+/// # Errors
+///
+/// When the process is not root's.
+pub fn require_root() -> anyhow::Result<()> {
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "network namespaces need root: run it with sudo"
+    );
+    Ok(())
+}

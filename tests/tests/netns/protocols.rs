@@ -1,0 +1,153 @@
+//! ICMP, its errors, and fragments.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, UdpSocket};
+
+use super::{Cast, DENY_ALL, Form, What, check, in_both_forms};
+use portcullis_tests::netns::{Agent, Family, Host, Outcome, PATIENCE, Probe, SILENCE, measure};
+use What::{Fragments, Ping, Tcp, Udp};
+
+in_both_forms! {
+    pings_follow_policy
+    port_unreachable_reaches_the_client
+    packet_too_big_reaches_the_sender
+    fragments_follow_their_datagram
+}
+
+/// Lets `web` reach `db` both by its own egress and by db's ingress.
+fn web_to_db(cast: &Cast) {
+    cast.policy("default-deny", DENY_ALL);
+    cast.policy(
+        "web-out",
+        "podSelector: {matchLabels: {app: web}}\n\
+         policyTypes: [Egress]\n\
+         egress:\n- to: [{podSelector: {matchLabels: {app: db}}}]",
+    );
+    cast.policy("db-in", super::WEB_TO_DB);
+}
+
+fn pings_follow_policy(form: Form) {
+    let cast = Cast::new(form);
+    web_to_db(&cast);
+    let _agent = Agent::start(&cast.node).unwrap();
+    let (web, db, tool) = (&cast.web, &cast.db, &cast.tool);
+    check(
+        "both are isolated both ways, and web may reach db",
+        &[
+            (web, db, Ping, true),
+            (db, web, Ping, false),
+            (tool, db, Ping, false),
+            (web, tool, Ping, false),
+            (web, db, Tcp(80), true),
+            (db, web, Tcp(80), false),
+        ],
+    );
+}
+
+fn port_unreachable_reaches_the_client(form: Form) {
+    const NOBODY: u16 = 999;
+    let cast = Cast::new(form);
+    web_to_db(&cast);
+    let _agent = Agent::start(&cast.node).unwrap();
+    let rows = [
+        (&cast.web, &cast.db, Udp(NOBODY), Outcome::Refused),
+        (&cast.web, &cast.db, Tcp(NOBODY), Outcome::Refused),
+        (&cast.db, &cast.web, Udp(NOBODY), Outcome::Silent),
+        (&cast.tool, &cast.db, Udp(NOBODY), Outcome::Silent),
+    ];
+    for family in Family::ALL {
+        let probes: Vec<_> = rows
+            .iter()
+            .map(|(from, to, what, expected)| Probe {
+                from: from.netns(),
+                to: to.address(family),
+                what: *what,
+                patience: if *expected == Outcome::Silent { SILENCE } else { PATIENCE },
+            })
+            .collect();
+        for ((from, to, what, expected), outcome) in rows.iter().zip(measure(&probes)) {
+            assert_eq!(outcome, *expected, "{} -> {} {what} {family:?}", from.name(), to.name());
+        }
+    }
+}
+
+fn packet_too_big_reaches_the_sender(form: Form) {
+    let cast = Cast::new(form);
+    let router = cast.node.add_outside("router", 10).unwrap();
+    // Behind the router are networks to which only small packets go; they need not exist.
+    let far: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:113::1".parse().unwrap()];
+    for (key, value) in [
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+        // Each sender's first error is to come at once.
+        ("net/ipv4/icmp_ratelimit", "0"),
+        ("net/ipv6/icmp/ratelimit", "0"),
+    ] {
+        router.netns().sysctl(key, value).unwrap();
+    }
+    let [v4, v6] = router.addresses();
+    cast.node
+        .netns()
+        .ip(&format!(
+            "route add 203.0.113.0/24 via {v4} dev pcl-out4 onlink\n\
+             -6 route add 2001:db8:113::/64 via {v6} dev pcl-out4 onlink"
+        ))
+        .unwrap();
+    router
+        .netns()
+        .ip("route add 203.0.113.0/24 via 198.51.100.1 dev eth0 mtu lock 1300\n\
+             -6 route add 2001:db8:113::/64 via 2001:db8:51::1 dev eth0 mtu 1300")
+        .unwrap();
+    cast.policy(
+        "web-out",
+        "podSelector: {matchLabels: {app: web}}\n\
+         policyTypes: [Ingress, Egress]\n\
+         egress:\n- to: [{ipBlock: {cidr: 203.0.113.0/24}}, {ipBlock: {cidr: '2001:db8:113::/64'}}]",
+    );
+    let _agent = Agent::start(&cast.node).unwrap();
+    for address in far {
+        let error = error_after_sending(&cast.web, address, 1400);
+        // EMSGSIZE: the error came back and was taken for this socket's.
+        assert_eq!(error.as_ref().and_then(std::io::Error::raw_os_error), Some(90), "{address}: {error:?}");
+    }
+}
+
+/// Sends a datagram and returns the error that the socket then reports.
+fn error_after_sending(from: &Host, to: IpAddr, size: usize) -> Option<std::io::Error> {
+    from.netns().enter(|| {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect((to, 9)).unwrap();
+        socket.send(&vec![0; size]).unwrap();
+        let error = socket.recv(&mut [0; 16]).err()?;
+        (error.kind() != ErrorKind::WouldBlock).then_some(error)
+    })
+}
+
+fn fragments_follow_their_datagram(form: Form) {
+    let cast = Cast::new(form);
+    cast.policy("default-deny", DENY_ALL);
+    cast.policy(
+        "web-out",
+        "podSelector: {matchLabels: {app: web}}\n\
+         policyTypes: [Egress]\n\
+         egress:\n- ports: [{port: 53, protocol: UDP}]",
+    );
+    cast.policy(
+        "db-in",
+        "podSelector: {matchLabels: {app: db}}\n\
+         ingress:\n- from: [{podSelector: {matchLabels: {app: web}}}]\n\
+         \x20 ports: [{port: 53, protocol: UDP}]",
+    );
+    let _agent = Agent::start(&cast.node).unwrap();
+    let (web, db, tool) = (&cast.web, &cast.db, &cast.tool);
+    let rows = [
+        (web, db, Fragments(53), true),
+        (web, db, Fragments(8080), false),
+        (tool, db, Fragments(53), false),
+        (tool, tool, Fragments(53), true),
+    ];
+    check("fragments", &rows);
+    check("fragments of a datagram in an older flow", &rows);
+}
