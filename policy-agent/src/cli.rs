@@ -57,10 +57,21 @@ pub fn main() -> ExitCode {
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("policy-agent: {error:#}");
+            eprintln!("policy-agent: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, each said once: most errors name their cause themselves.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
@@ -74,4 +85,30 @@ fn run(config: Config) -> anyhow::Result<()> {
     // Whatever still waits for the kernel or a client is not waited for.
     runtime.shutdown_background();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn causes_are_said_once() {
+        let cause = std::io::Error::other("no such thing");
+        let named = anyhow::Error::new(cause).context("open x: no such thing");
+        assert_eq!(sentence(&named), "open x: no such thing");
+        let unnamed = anyhow::anyhow!("no such thing").context("open x");
+        assert_eq!(sentence(&unnamed), "open x: no such thing");
+    }
+
+    #[test]
+    fn the_command_line_is_sound_and_every_option_is_a_variable() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        let run = cli.find_subcommand("run").expect("run");
+        for option in run.get_arguments().filter(|option| option.get_id() != "help") {
+            assert!(option.get_env().is_some(), "{}", option.get_id());
+        }
+    }
 }

@@ -81,6 +81,10 @@ pub(super) fn describe(event: &Event, names: &impl Names) -> String {
 }
 
 fn addresses(event: &Event) -> (Option<IpAddr>, Option<IpAddr>) {
+    // Not parsed: the programs leave the addresses out when they decide on the interface alone.
+    if event.saddr == [0; 16] && event.daddr == [0; 16] {
+        return (None, None);
+    }
     let address = |octets: [u8; 16]| match event.ethertype {
         IPV4 => {
             let [a, b, c, d, ..] = octets;
@@ -217,6 +221,11 @@ mod tests {
                     ..tcp
                 },
                 "drop ingress interface 9 ethertype=0x8100 length=60 reason=not_ip",
+            ),
+            (
+                "IP that was not parsed",
+                Event { policy: 0, saddr: [0; 16], daddr: [0; 16], length: 60, ..tcp },
+                "drop ingress shop/web-1 ethertype=0x0800 length=60 reason=policy_denied",
             ),
             (
                 "another protocol",

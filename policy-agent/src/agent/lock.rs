@@ -91,7 +91,7 @@ pub fn pins(directory: &Path) -> Result<Option<Lock>, LockError> {
 
 fn lock(file: File, path: &Path) -> Result<Lock, LockError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(Lock { file: file }),
+        Ok(file) => Ok(Lock { file }),
         Err((mut file, Errno::EWOULDBLOCK)) => Err(LockError::Taken {
             path: path.to_owned(),
             pid: written_holder(&mut file).or_else(|| holder(&file)),

@@ -61,6 +61,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 config.health
             )
         })?;
+    let (health, health_out) = watch::channel(Health::starting());
+    tokio::spawn(http::health::serve(health_listener, health_out));
     let mut dataplane = Dataplane::load(&DataplaneConfig {
         bpffs: config.bpffs.clone(),
         log_drops: config.log_drops,
@@ -89,9 +91,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
 
-    let (health, health_out) = watch::channel(Health::starting());
     let (queries_in, queries) = mpsc::channel(16);
-    tokio::spawn(http::health::serve(health_listener, health_out));
     tokio::spawn(http::local::serve(socket_listener, queries_in));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -205,7 +205,7 @@ impl Agent {
                 report = self.discovery.next() => {
                     self.scanned(report.context("the search for pod interfaces ended")?);
                 }
-                Some(query) = self.queries.recv() => self.answer(query).await,
+                Some(query) = self.queries.recv() => self.answer(query),
                 Some(event) = drops.recv() => {
                     let event: Event = event;
                     tracing::info!(target: "drops", "{}", drops::describe(&event, &self.engine.compiler));

@@ -61,7 +61,7 @@ impl Sync {
 }
 
 impl Agent {
-    pub(super) async fn answer(&mut self, query: Query) {
+    pub(super) fn answer(&mut self, query: Query) {
         // A reply that nobody waits for any more is none of our business.
         match query {
             Query::Status(reply) => drop(reply.send(self.status())),

@@ -3,6 +3,7 @@
 mod print;
 mod table;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -74,13 +75,13 @@ enum Format {
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource {
-    /// Pod interfaces of this node
+    /// Pod interfaces of this node (short: wep)
     #[value(name = "workloadendpoints", aliases = ["workloadendpoint", "wep", "weps"])]
     WorkloadEndpoints,
-    /// Sets of addresses that the rules in force tell apart
+    /// Sets of addresses that the rules in force tell apart (short: id)
     #[value(name = "identities", aliases = ["identity", "id", "ids"])]
     Identities,
-    /// NetworkPolicies, and what became of them here
+    /// NetworkPolicies, and what became of them here (short: netpol)
     #[value(name = "networkpolicies", aliases = ["networkpolicy", "netpol", "netpols", "np"])]
     NetworkPolicies,
 }
@@ -215,5 +216,46 @@ fn show<T: Serialize>(format: Option<Format>, value: &T, table: impl FnOnce(&T) 
             serde_saphyr::to_string(value).unwrap_or_else(|error| error.to_string())
         }
     };
-    print!("{text}");
+    // Whoever stops reading, as `head` does, has seen enough.
+    let _closed = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resources_have_short_names() {
+        let rows = [
+            ("workloadendpoints", Resource::WorkloadEndpoints),
+            ("wep", Resource::WorkloadEndpoints),
+            ("identities", Resource::Identities),
+            ("id", Resource::Identities),
+            ("networkpolicies", Resource::NetworkPolicies),
+            ("netpol", Resource::NetworkPolicies),
+        ];
+        for (name, resource) in rows {
+            let cli = Cli::try_parse_from(["policyctl", "get", name, "-o", "wide"]).expect(name);
+            let Command::Get(get) = cli.command else {
+                panic!("{name}")
+            };
+            assert_eq!((get.resource, get.output.output), (resource, Some(Format::Wide)));
+        }
+    }
+
+    #[test]
+    fn seconds_are_numbers() {
+        assert_eq!(seconds("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(seconds("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "s", "-1", "1m", "inf", "NaN"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
 }

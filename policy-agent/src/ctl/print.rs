@@ -245,3 +245,82 @@ fn list(text: &mut String, title: &str, items: &[String]) {
         line(text, item);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> WorkloadEndpoint {
+        WorkloadEndpoint {
+            hostname: "kubernetes-minion-group-tbmi".to_owned(),
+            orchestrator: "k8s".to_owned(),
+            workload: "kube-system.kube-dns-v20-jhk10".to_owned(),
+            name: "eth0".to_owned(),
+            namespace: "kube-system".to_owned(),
+            pod: "kube-dns-v20-jhk10".to_owned(),
+            interface: "veth7".to_owned(),
+            ifindex: 7,
+            addresses: vec![[10, 0, 0, 5].into(), "fd00::5".parse().expect("v6")],
+            ingress: Some(DirectionStatus {
+                policy_id: 3,
+                rules: 1,
+                policies: vec!["kube-system/a".to_owned(), "kube-system/b".to_owned()],
+            }),
+            egress: None,
+            state: "attaching".to_owned(),
+            error: Some("no such device".to_owned()),
+        }
+    }
+
+    #[test]
+    fn endpoints_in_four_columns_and_in_nine() {
+        assert_eq!(
+            workload_endpoints(&[endpoint()], false),
+            "HOSTNAME                       ORCHESTRATOR   WORKLOAD                         NAME\n\
+             kubernetes-minion-group-tbmi   k8s            kube-system.kube-dns-v20-jhk10   eth0\n"
+        );
+        let wide = workload_endpoints(&[endpoint()], true);
+        let words: Vec<_> = wide.split_whitespace().collect();
+        assert_eq!(
+            words[4..],
+            [
+                "INTERFACE",
+                "ADDRESSES",
+                "INGRESS",
+                "EGRESS",
+                "STATE",
+                "kubernetes-minion-group-tbmi",
+                "k8s",
+                "kube-system.kube-dns-v20-jhk10",
+                "eth0",
+                "veth7",
+                "10.0.0.5,fd00::5",
+                "kube-system/a,kube-system/b",
+                "-",
+                "attaching:",
+                "no",
+                "such",
+                "device"
+            ]
+        );
+    }
+
+    #[test]
+    fn long_identities_are_cut_unless_wide() {
+        let identity = IdentityStatus {
+            id: 4,
+            matches: vec!["pods app=web".to_owned(), "10.0.0.0/8".to_owned()],
+            addresses: (1..=5).map(|last| [10, 0, 0, last].into()).collect(),
+            prefixes: vec!["10.0.0.0/8".to_owned()],
+        };
+        let line = |wide| {
+            let text = identities(std::slice::from_ref(&identity), wide);
+            text.lines().nth(1).expect("a row").to_owned()
+        };
+        assert_eq!(
+            line(false),
+            "4    10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4,and 2 more   pods app=web; 10.0.0.0/8"
+        );
+        assert!(line(true).contains("10.0.0.5,10.0.0.0/8"));
+    }
+}

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use policy_core::model::{Change, Namespace, NetworkPolicy, ObjectName};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use convert::PodObject;
 
@@ -102,12 +102,11 @@ pub struct SyncToken(pub u64);
 pub struct Datastore {
     /// What it sends.
     pub updates: mpsc::Receiver<Update>,
-    /// Asks it to read everything anew and to answer with [`Update::Synced`].
+    /// Asks it to read everything anew and to answer with [`Update::Synced`]; it ends when this is
+    /// dropped.
     pub sync: mpsc::Sender<SyncToken>,
     /// What it says about itself.
     pub report: watch::Receiver<Arc<Report>>,
-    /// Ends it when dropped.
-    pub _stop: oneshot::Sender<()>,
 }
 
 /// What a datastore says about itself.

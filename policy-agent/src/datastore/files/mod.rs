@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, oneshot, watch as value};
+use tokio::sync::{mpsc, watch as value};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Datastore, ObjectChange, Problem, Report, Severity, SyncToken, Update};
@@ -47,7 +47,6 @@ pub fn start(directory: &Path) -> io::Result<Datastore> {
     let (updates, updates_out) = mpsc::channel(UPDATES);
     let (sync, sync_in) = mpsc::channel(16);
     let (report, report_out) = value::channel(Arc::new(Report::default()));
-    let (stop, stopped) = oneshot::channel();
     let store = FilesStore {
         watch: DirectoryWatch::new(directory)?,
         directory: directory.to_owned(),
@@ -59,12 +58,11 @@ pub fn start(directory: &Path) -> io::Result<Datastore> {
         updates,
         report,
     };
-    tokio::spawn(store.run(sync_in, stopped));
+    tokio::spawn(store.run(sync_in));
     Ok(Datastore {
         updates: updates_out,
         sync,
         report: report_out,
-        _stop: stop,
     })
 }
 
@@ -116,14 +114,13 @@ struct FilesStore {
 struct Closed;
 
 impl FilesStore {
-    async fn run(mut self, mut sync: mpsc::Receiver<SyncToken>, mut stop: oneshot::Receiver<()>) {
+    async fn run(mut self, mut sync: mpsc::Receiver<SyncToken>) {
         if self.refresh(true).await.is_err() {
             return;
         }
         let mut look_at = Instant::now() + LOOK;
         loop {
             let result = tokio::select! {
-                _ = &mut stop => return,
                 token = sync.recv() => match token {
                     Some(token) => self.sync(token).await,
                     None => return,
