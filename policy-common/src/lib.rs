@@ -27,6 +27,7 @@ macro_rules! pod_without_padding {
 pub(crate) use pod_without_padding;
 
 pub mod address;
+pub mod bench;
 pub mod config;
 pub mod endpoint;
 pub mod event;

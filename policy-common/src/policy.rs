@@ -98,6 +98,9 @@ impl PolicyHeader {
 }
 
 /// Key of `peers`: which rules of a page have a peer that matches this identity.
+///
+/// Where an identity has no row, that of identity 0 counts: rules that match everyone then need one
+/// row a page, not one an identity. A row holds all rules that match, those for everyone included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct PeerKey {

@@ -193,16 +193,28 @@ fn match_page(
     port: u16,
     from: u32,
 ) -> u32 {
-    if identity == 0 && header.flags & PolicyHeader::UNKNOWN_MATCHES_NONE != 0 {
+    let matches_anyone = header.flags & PolicyHeader::UNKNOWN_MATCHES_NONE == 0;
+    if identity == 0 && !matches_anyone {
         return NO_RULE;
     }
     // SAFETY: rows of pages in use are never changed, only removed after a grace period.
-    let Some(peers) = (unsafe {
+    let mut peers = unsafe {
         PEERS.get(PeerKey {
             policy: page,
             identity,
         })
-    }) else {
+    };
+    if peers.is_none() && matches_anyone {
+        // No rule of the page names this identity, but some match everyone: as for identity 0.
+        // SAFETY: as above.
+        peers = unsafe {
+            PEERS.get(PeerKey {
+                policy: page,
+                identity: 0,
+            })
+        };
+    }
+    let Some(peers) = peers else {
         return NO_RULE;
     };
     let ports = if header.flags & PolicyHeader::ANY_PORT != 0 {

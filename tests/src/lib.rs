@@ -5,5 +5,8 @@
     reason = "a test's set-up that fails should fail the test, where it stands"
 )]
 
+pub mod bench;
+pub mod demo;
+pub mod netns;
 pub mod packet;
 pub mod testrun;

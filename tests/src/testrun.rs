@@ -126,18 +126,7 @@ impl Machine {
             .program(name)
             .context("no such program")?
             .try_into()?;
-        let mut context = [0; SK_BUFF_SIZE];
-        context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(&context),
-            repeat: times,
-            ..TestRunOptions::default()
-        })?;
-        Ok((
-            result.return_value as i32,
-            result.duration.as_nanos() as u32,
-        ))
+        run_program(program, ifindex, frame, times)
     }
 
     fn counts(&self) -> Result<BTreeMap<(Direction, Reason), u64>> {
@@ -147,4 +136,23 @@ impl Machine {
             .map(|row| ((row.direction, row.reason), row.packets))
             .collect())
     }
+}
+
+/// Runs a frame `times` times through a program as if on `ifindex`; returns the action and nanoseconds
+/// per run.
+pub fn run_program(
+    program: &SchedClassifier,
+    ifindex: u32,
+    frame: &[u8],
+    times: u32,
+) -> Result<(i32, u32)> {
+    let mut context = [0; SK_BUFF_SIZE];
+    context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        ctx_in: Some(&context),
+        repeat: times,
+        ..TestRunOptions::default()
+    })?;
+    Ok((result.return_value as i32, result.duration.as_nanos() as u32))
 }

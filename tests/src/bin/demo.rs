@@ -1,0 +1,7 @@
+//! `portcullis-demo`, run by `cargo xtask demo`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    portcullis_tests::demo::main()
+}
