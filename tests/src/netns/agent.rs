@@ -27,7 +27,11 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let directory = std::env::var_os(BIN_DIR)
         .with_context(|| format!("{BIN_DIR} is not set; run this through `cargo xtask`"))?;
     let path = PathBuf::from(directory).join(name);
-    ensure!(path.exists(), "{} does not exist; `cargo xtask build` makes it", path.display());
+    ensure!(
+        path.exists(),
+        "{} does not exist; `cargo xtask build` makes it",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -56,7 +60,10 @@ impl<'a> Agent<'a> {
     ///
     /// When there is none to start.
     pub fn spawn(node: &'a Node) -> Result<Self> {
-        let log = File::options().create(true).append(true).open(node.log_file())?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(node.log_file())?;
         let mut command = Self::command(node)?;
         command.stdout(log.try_clone()?).stderr(log);
         // Ctrl-C is for us, who stop it then.
@@ -101,7 +108,11 @@ impl<'a> Agent<'a> {
             if let Some(status) = self.child.try_wait()? {
                 bail!("policy-agent ended: {status}\n{}", self.log());
             }
-            ensure!(Instant::now() < deadline, "policy-agent does not answer\n{}", self.log());
+            ensure!(
+                Instant::now() < deadline,
+                "policy-agent does not answer\n{}",
+                self.log()
+            );
             thread::sleep(Duration::from_millis(5));
         }
         self.sync()
@@ -177,7 +188,10 @@ impl<'a> Agent<'a> {
     ///
     /// When it does not end well.
     pub fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        kill(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGTERM,
+        )?;
         let status = self.child.wait()?;
         ensure!(status.success(), "policy-agent ended: {status}");
         Ok(())
@@ -200,7 +214,11 @@ impl<'a> Agent<'a> {
             if let Some(line) = self.log().lines().find(|line| wanted(line)) {
                 return Ok(line.to_owned());
             }
-            ensure!(Instant::now() < deadline, "no such line in the log:\n{}", self.log());
+            ensure!(
+                Instant::now() < deadline,
+                "no such line in the log:\n{}",
+                self.log()
+            );
             thread::sleep(Duration::from_millis(10));
         }
     }

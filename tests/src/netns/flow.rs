@@ -69,14 +69,21 @@ impl Flow {
     }
 }
 
-fn pass(from: &mut TcpStream, to: &mut TcpStream, byte: u8, patience: Duration) -> io::Result<bool> {
+fn pass(
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    byte: u8,
+    patience: Duration,
+) -> io::Result<bool> {
     from.write_all(&[byte])?;
     to.set_read_timeout(Some(patience))?;
     let mut got = [0];
     match to.read_exact(&mut got) {
         Ok(()) if got == [byte] => Ok(true),
         Ok(()) => Err(io::Error::other("another byte came")),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -97,9 +104,15 @@ impl Stream {
     ///
     /// When the port is taken.
     pub fn start(from: &Netns, to: &Netns, address: IpAddr, port: u16) -> Result<Self> {
-        let sink = to.enter(|| UdpSocket::bind((address, port))).context("sink")?;
+        let sink = to
+            .enter(|| UdpSocket::bind((address, port)))
+            .context("sink")?;
         sink.set_read_timeout(Some(SILENCE))?;
-        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let any = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
         let source = from.enter(|| UdpSocket::bind(any)).context("source")?;
         source.connect((address, port))?;
         let stop = Arc::new(AtomicBool::new(false));

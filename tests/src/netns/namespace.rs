@@ -145,7 +145,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let result = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let result = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
         if !result.is_ok_and(|status| status.success()) {
             eprintln!("network namespace {} could not be removed", self.name);
         }

@@ -268,7 +268,10 @@ impl Node {
         let netns = Netns::create(&format!("{}-{}-{}", self.prefix, spec.namespace, spec.name))?;
         let veth = self.new_link("pcl-veth");
         let node = &self.host.netns;
-        node.ip(&format!("link add {veth} type veth peer name eth0 netns {}", netns.path()))?;
+        node.ip(&format!(
+            "link add {veth} type veth peer name eth0 netns {}",
+            netns.path()
+        ))?;
         match self.form {
             Form::Routed => {
                 // Interfaces first: IPv6 addresses on one that is down make no routes.
@@ -297,8 +300,8 @@ impl Node {
             }
         }
         netns.ip(&format!(
-            "route add default via {GATEWAY_V4} dev eth0\n\
-             -6 route add default via {GATEWAY_V6} dev eth0"
+            "route add 0.0.0.0/0 via {GATEWAY_V4} dev eth0\n\
+             route add ::/0 via {GATEWAY_V6} dev eth0"
         ))?;
         Ok(Host {
             name: format!("{}/{}", spec.namespace, spec.name),
@@ -337,8 +340,8 @@ impl Node {
              address add {v6}/128 dev eth0 nodad\n\
              route add {gateway_v4}/32 dev eth0 src {v4}\n\
              route add {gateway_v6}/128 dev eth0\n\
-             route add default via {gateway_v4} dev eth0\n\
-             -6 route add default via {gateway_v6} dev eth0"
+             route add 0.0.0.0/0 via {gateway_v4} dev eth0\n\
+             route add ::/0 via {gateway_v6} dev eth0"
         ))?;
         Ok(Host {
             name: name.to_owned(),

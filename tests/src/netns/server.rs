@@ -33,8 +33,12 @@ impl Servers {
             .build()?;
         let any = Ipv6Addr::UNSPECIFIED;
         let listen = || -> std::io::Result<_> {
-            let tcp = tcp.iter().map(|port| std::net::TcpListener::bind((any, *port)));
-            let udp = udp.iter().map(|port| std::net::UdpSocket::bind((any, *port)));
+            let tcp = tcp
+                .iter()
+                .map(|port| std::net::TcpListener::bind((any, *port)));
+            let udp = udp
+                .iter()
+                .map(|port| std::net::UdpSocket::bind((any, *port)));
             Ok((
                 tcp.collect::<std::io::Result<Vec<_>>>()?,
                 udp.collect::<std::io::Result<Vec<_>>>()?,

@@ -31,7 +31,11 @@ pub fn check(when: &str, rows: &[Expected<'_>]) {
         .iter()
         .zip(measure(&probes))
         .filter_map(|(((from, to, what, allowed), family), outcome)| {
-            let expected = if *allowed { Outcome::Answered } else { Outcome::Silent };
+            let expected = if *allowed {
+                Outcome::Answered
+            } else {
+                Outcome::Silent
+            };
             (outcome != expected).then(|| {
                 format!(
                     "  {} -> {} {what} {family:?}: expected {expected}, got {outcome}",

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv6Addr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,10 @@ pub fn measure(probes: &[Probe<'_>]) -> Vec<Outcome> {
             .iter()
             .map(|probe_| scope.spawn(|| probe(probe_)))
             .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     })
 }
 
@@ -165,7 +168,9 @@ fn ping(to: IpAddr, patience: Duration) -> io::Result<()> {
     if first == Some(reply) {
         Ok(())
     } else {
-        Err(io::Error::other(format!("not an echo reply: type {first:?}")))
+        Err(io::Error::other(format!(
+            "not an echo reply: type {first:?}"
+        )))
     }
 }
 

@@ -1,8 +1,8 @@
 //! What becomes of connections that are open when policies, or the agent, come and go.
 
 use super::{Cast, DENY_ALL, DENY_INGRESS, Form, Host, What, check, in_both_forms};
-use portcullis_tests::netns::{Agent, Family, Flow, PATIENCE, SILENCE, Stream};
 use What::{Ping, Tcp, Udp};
+use portcullis_tests::netns::{Agent, Family, Flow, PATIENCE, SILENCE, Stream};
 
 in_both_forms! {
     a_policy_change_cuts_what_it_no_longer_allows
@@ -25,21 +25,39 @@ fn open(client: &Host, server: &Host, port: u16) -> Vec<Flow> {
 #[track_caller]
 fn assert_alive(when: &str, flows: &mut [Flow]) {
     for flow in flows {
-        assert!(flow.client_speaks(PATIENCE).unwrap(), "{when}: client's data stopped: {flow:?}");
-        assert!(flow.server_speaks(PATIENCE).unwrap(), "{when}: server's data stopped: {flow:?}");
+        assert!(
+            flow.client_speaks(PATIENCE).unwrap(),
+            "{when}: client's data stopped: {flow:?}"
+        );
+        assert!(
+            flow.server_speaks(PATIENCE).unwrap(),
+            "{when}: server's data stopped: {flow:?}"
+        );
     }
 }
 
 #[track_caller]
 fn assert_cut(when: &str, client_first: &mut [Flow], server_first: &mut [Flow]) {
     for flow in client_first {
-        assert!(!flow.client_speaks(SILENCE).unwrap(), "{when}: client's data passed: {flow:?}");
-        assert!(!flow.server_speaks(SILENCE).unwrap(), "{when}: server's data passed: {flow:?}");
+        assert!(
+            !flow.client_speaks(SILENCE).unwrap(),
+            "{when}: client's data passed: {flow:?}"
+        );
+        assert!(
+            !flow.server_speaks(SILENCE).unwrap(),
+            "{when}: server's data passed: {flow:?}"
+        );
     }
     // Nothing from the client may be what brings the change to the flow.
     for flow in server_first {
-        assert!(!flow.server_speaks(SILENCE).unwrap(), "{when}: streamed data passed: {flow:?}");
-        assert!(!flow.client_speaks(SILENCE).unwrap(), "{when}: client's answer passed: {flow:?}");
+        assert!(
+            !flow.server_speaks(SILENCE).unwrap(),
+            "{when}: streamed data passed: {flow:?}"
+        );
+        assert!(
+            !flow.client_speaks(SILENCE).unwrap(),
+            "{when}: client's answer passed: {flow:?}"
+        );
     }
 }
 
@@ -48,7 +66,10 @@ fn a_policy_change_cuts_what_it_no_longer_allows(form: Form) {
     cast.policy("default-deny", DENY_INGRESS);
     cast.policy("web-to-db", super::WEB_TO_DB);
     let agent = Agent::start(&cast.node).unwrap();
-    let (mut asking, mut streaming) = (open(&cast.web, &cast.db, 9000), open(&cast.web, &cast.db, 9001));
+    let (mut asking, mut streaming) = (
+        open(&cast.web, &cast.db, 9000),
+        open(&cast.web, &cast.db, 9001),
+    );
     assert_alive("allowed", &mut asking);
     assert_alive("allowed", &mut streaming);
     cast.no_policy("web-to-db");
@@ -60,10 +81,16 @@ fn a_policy_change_cuts_what_it_no_longer_allows(form: Form) {
 fn egress_policy_cuts_too(form: Form) {
     let cast = Cast::new(form);
     let agent = Agent::start(&cast.node).unwrap();
-    let (mut asking, mut streaming) = (open(&cast.web, &cast.db, 9000), open(&cast.web, &cast.db, 9001));
+    let (mut asking, mut streaming) = (
+        open(&cast.web, &cast.db, 9000),
+        open(&cast.web, &cast.db, 9001),
+    );
     assert_alive("no policy", &mut asking);
     assert_alive("no policy", &mut streaming);
-    cast.policy("no-egress", "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]}");
+    cast.policy(
+        "no-egress",
+        "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]}",
+    );
     agent.sync().unwrap();
     assert_cut("egress no longer allowed", &mut asking, &mut streaming);
 }
@@ -112,14 +139,27 @@ fn isolation_keeps_the_pods_own_connections(form: Form) {
     let cast = Cast::new(form);
     let agent = Agent::start(&cast.node).unwrap();
     let mut outbound = open(&cast.db, &cast.web, 9000);
-    let (mut asking, mut streaming) = (open(&cast.web, &cast.db, 9000), open(&cast.web, &cast.db, 9001));
+    let (mut asking, mut streaming) = (
+        open(&cast.web, &cast.db, 9000),
+        open(&cast.web, &cast.db, 9001),
+    );
     for flows in [&mut outbound, &mut asking, &mut streaming] {
         assert_alive("no policy", flows);
     }
-    cast.policy("db-in", "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}");
+    cast.policy(
+        "db-in",
+        "{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}",
+    );
     agent.sync().unwrap();
-    assert_alive("ingress isolation concerns no connection that the pod opened", &mut outbound);
-    assert_cut("opened from outside before the isolation", &mut asking, &mut streaming);
+    assert_alive(
+        "ingress isolation concerns no connection that the pod opened",
+        &mut outbound,
+    );
+    assert_cut(
+        "opened from outside before the isolation",
+        &mut asking,
+        &mut streaming,
+    );
     assert_alive("still", &mut outbound);
 }
 
@@ -133,7 +173,8 @@ fn no_window_while_the_agent_restarts(form: Form) {
         .flat_map(|family| [(family, &cast.web, 9000), (family, &cast.tool, 9001)])
         .map(|(family, from, port)| {
             let to = &cast.db;
-            let stream = Stream::start(from.netns(), to.netns(), to.address(*family), port).unwrap();
+            let stream =
+                Stream::start(from.netns(), to.netns(), to.address(*family), port).unwrap();
             (*family, from, stream)
         })
         .collect();
@@ -150,8 +191,17 @@ fn no_window_while_the_agent_restarts(form: Form) {
     streams[0].2.wait_for_more(50);
     for (family, from, stream) in streams {
         let (sent, arrived) = stream.finish();
-        let expected = if from.name() == cast.web.name() { sent } else { 0 };
+        let expected = if from.name() == cast.web.name() {
+            sent
+        } else {
+            0
+        };
         assert!(sent > 100);
-        assert_eq!(arrived, expected, "of {sent} from {} {family:?}", from.name());
+        assert_eq!(
+            arrived,
+            expected,
+            "of {sent} from {} {family:?}",
+            from.name()
+        );
     }
 }

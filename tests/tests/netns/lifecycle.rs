@@ -3,8 +3,8 @@
 use std::fs;
 
 use super::{Cast, DENY_INGRESS, Form, Node, PodSpec, What, check, in_both_forms};
-use portcullis_tests::netns::Agent;
 use What::{Tcp, Udp};
+use portcullis_tests::netns::Agent;
 
 in_both_forms! {
     a_deleted_pod_leaves_nothing_and_its_address_can_be_reused
@@ -22,15 +22,31 @@ fn used(agent: &Agent<'_>, table: &str) -> u64 {
 }
 
 fn a_deleted_pod_leaves_nothing_and_its_address_can_be_reused(form: Form) {
-    let Cast { node, web, db, tool } = Cast::new(form);
-    node.datastore().put_policy("shop", "default-deny", DENY_INGRESS).unwrap();
-    node.datastore().put_policy("shop", "web-to-db", super::WEB_TO_DB).unwrap();
+    let Cast {
+        node,
+        web,
+        db,
+        tool,
+    } = Cast::new(form);
+    node.datastore()
+        .put_policy("shop", "default-deny", DENY_INGRESS)
+        .unwrap();
+    node.datastore()
+        .put_policy("shop", "web-to-db", super::WEB_TO_DB)
+        .unwrap();
     let agent = Agent::start(&node).unwrap();
-    check("web reaches db", &[(&web, &db, Tcp(80), true), (&tool, &db, Tcp(80), false)]);
+    check(
+        "web reaches db",
+        &[(&web, &db, Tcp(80), true), (&tool, &db, Tcp(80), false)],
+    );
     assert_eq!((pinned_links(&node), used(&agent, "endpoints")), (6, 3));
 
     let last = 2;
-    assert!(web.addresses()[0].to_string().ends_with(&format!(".{last}")));
+    assert!(
+        web.addresses()[0]
+            .to_string()
+            .ends_with(&format!(".{last}"))
+    );
     drop(web);
     node.datastore().delete_pod("shop", "web").unwrap();
     agent.sync().unwrap();
@@ -47,7 +63,11 @@ fn a_deleted_pod_leaves_nothing_and_its_address_can_be_reused(form: Form) {
     agent.sync().unwrap();
     check(
         "the address has other labels now",
-        &[(&other, &db, Tcp(80), false), (&db, &other, Tcp(80), true), (&tool, &other, Tcp(80), true)],
+        &[
+            (&other, &db, Tcp(80), false),
+            (&db, &other, Tcp(80), true),
+            (&tool, &other, Tcp(80), true),
+        ],
     );
     drop(other);
     node.datastore().delete_pod("dev", "other").unwrap();
@@ -58,24 +78,47 @@ fn a_deleted_pod_leaves_nothing_and_its_address_can_be_reused(form: Form) {
         })
         .unwrap();
     agent.sync().unwrap();
-    check("and the right ones again", &[(&again, &db, Tcp(80), true), (&tool, &again, Tcp(80), false)]);
+    check(
+        "and the right ones again",
+        &[
+            (&again, &db, Tcp(80), true),
+            (&tool, &again, Tcp(80), false),
+        ],
+    );
 }
 
 fn pods_are_found_in_any_order(form: Form) {
     let node = Node::new(form).unwrap();
     let agent = Agent::start(&node).unwrap();
-    node.datastore().put_policy("shop", "default-deny", DENY_INGRESS).unwrap();
+    node.datastore()
+        .put_policy("shop", "default-deny", DENY_INGRESS)
+        .unwrap();
     // The object comes after the interface...
     let late = node.add_unknown(PodSpec::new("shop", "late", &[])).unwrap();
-    let client = node.add_unknown(PodSpec::new("dev", "client", &[])).unwrap();
+    let client = node
+        .add_unknown(PodSpec::new("dev", "client", &[]))
+        .unwrap();
     agent.sync().unwrap();
-    check("nobody knows whose it is", &[(&client, &late, Tcp(80), true)]);
-    node.datastore().put_pod("shop", "late", &[], &[], &late.addresses()).unwrap();
+    check(
+        "nobody knows whose it is",
+        &[(&client, &late, Tcp(80), true)],
+    );
+    node.datastore()
+        .put_pod("shop", "late", &[], &[], &late.addresses())
+        .unwrap();
     agent.sync().unwrap();
-    check("now it is known", &[(&client, &late, Tcp(80), false), (&late, &client, Tcp(80), true)]);
+    check(
+        "now it is known",
+        &[
+            (&client, &late, Tcp(80), false),
+            (&late, &client, Tcp(80), true),
+        ],
+    );
     // ... or before it, and goes before it.
     let addresses = ["10.244.0.50", "fd00:10:244::32"].map(|address| address.parse().unwrap());
-    node.datastore().put_pod("shop", "early", &[], &[], &addresses).unwrap();
+    node.datastore()
+        .put_pod("shop", "early", &[], &[], &addresses)
+        .unwrap();
     agent.sync().unwrap();
     let early = node
         .add_unknown(PodSpec {
@@ -84,7 +127,13 @@ fn pods_are_found_in_any_order(form: Form) {
         })
         .unwrap();
     agent.sync().unwrap();
-    check("found as it appears", &[(&client, &early, Tcp(80), false), (&early, &late, Tcp(80), false)]);
+    check(
+        "found as it appears",
+        &[
+            (&client, &early, Tcp(80), false),
+            (&early, &late, Tcp(80), false),
+        ],
+    );
     node.datastore().delete_pod("shop", "early").unwrap();
     agent.sync().unwrap();
     check("no longer anybody's", &[(&client, &early, Tcp(80), true)]);
@@ -99,17 +148,35 @@ fn a_mistake_keeps_the_last_good_state_and_is_reported() {
     let (web, db, tool) = (&cast.web, &cast.db, &cast.tool);
     let mut rows = vec![(web, db, Tcp(80), true), (tool, db, Tcp(80), false)];
     check("good", &rows);
-    cast.policy("web-to-db", "podSelector: {}\ningress:\n- ports: [{port: 70000}]");
-    cast.policy("dns", "podSelector: {matchLabels: {app: db}}\ningress:\n- ports: [{port: 53, protocol: UDP}]");
+    cast.policy(
+        "web-to-db",
+        "podSelector: {}\ningress:\n- ports: [{port: 70000}]",
+    );
+    cast.policy(
+        "dns",
+        "podSelector: {matchLabels: {app: db}}\ningress:\n- ports: [{port: 53, protocol: UDP}]",
+    );
     let error = agent.sync().unwrap_err().to_string();
-    for part in ["networkpolicy-shop-web-to-db.yaml", "70000", "spec.ingress[0].ports[0].port"] {
+    for part in [
+        "networkpolicy-shop-web-to-db.yaml",
+        "70000",
+        "spec.ingress[0].ports[0].port",
+    ] {
         assert!(error.contains(part), "{part} in {error}");
     }
     rows.push((tool, db, Udp(53), true));
     check("the mistake changes nothing, and the rest goes on", &rows);
     let status = agent.status().unwrap();
-    assert_eq!(status.datastore.errors.len(), 1, "{:?}", status.datastore.errors);
-    cast.node.datastore().put("networkpolicy-shop-web-to-db", "kind: [").unwrap();
+    assert_eq!(
+        status.datastore.errors.len(),
+        1,
+        "{:?}",
+        status.datastore.errors
+    );
+    cast.node
+        .datastore()
+        .put("networkpolicy-shop-web-to-db", "kind: [")
+        .unwrap();
     agent.sync().unwrap_err();
     check("no YAML at all", &rows);
     cast.policy("web-to-db", super::WEB_TO_DB);
@@ -135,7 +202,10 @@ fn a_second_agent_is_refused() {
         assert!(said.contains("another agent"), "{said}");
     }
     agent.sync().unwrap();
-    check("the first goes on", &[(&cast.tool, &cast.db, Tcp(80), false)]);
+    check(
+        "the first goes on",
+        &[(&cast.tool, &cast.db, Tcp(80), false)],
+    );
 }
 
 #[test]
@@ -153,7 +223,9 @@ pcl-node   k8s            shop.db    eth0
 pcl-node   k8s            shop.web   eth0
 ";
     assert_eq!(list, expected);
-    let wide = agent.ask(&["get", "workloadendpoints", "-o", "wide"]).unwrap();
+    let wide = agent
+        .ask(&["get", "workloadendpoints", "-o", "wide"])
+        .unwrap();
     let db = wide.lines().find(|line| line.contains("shop.db")).unwrap();
     for part in [
         &cast.db.addresses()[0].to_string(),
@@ -188,7 +260,13 @@ pcl-node   k8s            shop.web   eth0
     let line = agent
         .wait_for_log(|line| line.contains("drop ingress shop/db <- dev/tool"))
         .unwrap();
-    for part in ["/TCP", "reason=policy_denied", "isolated by", "shop/default-deny", "no rule matches"] {
+    for part in [
+        "/TCP",
+        "reason=policy_denied",
+        "isolated by",
+        "shop/default-deny",
+        "no rule matches",
+    ] {
         assert!(line.contains(part), "{part} in {line}");
     }
 }

@@ -2,6 +2,11 @@
 //!
 //! What is denied is waited for in vain for 400 ms; all else is waited for until it happens.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's set-up that fails should fail the test, where it stands"
+)]
+
 mod flows;
 mod lifecycle;
 mod node;
@@ -40,19 +45,31 @@ impl Cast {
         let store = node.datastore();
         store.put_namespace("shop", &[("team", "shop")]).unwrap();
         store.put_namespace("dev", &[("team", "dev")]).unwrap();
-        let web = node.add(PodSpec::new("shop", "web", &[("app", "web")])).unwrap();
+        let web = node
+            .add(PodSpec::new("shop", "web", &[("app", "web")]))
+            .unwrap();
         let db = node
             .add(PodSpec {
                 ports: &[("query", "TCP", 8080)],
                 ..PodSpec::new("shop", "db", &[("app", "db")])
             })
             .unwrap();
-        let tool = node.add(PodSpec::new("dev", "tool", &[("app", "tool")])).unwrap();
-        Self { node, web, db, tool }
+        let tool = node
+            .add(PodSpec::new("dev", "tool", &[("app", "tool")]))
+            .unwrap();
+        Self {
+            node,
+            web,
+            db,
+            tool,
+        }
     }
 
     fn policy(&self, name: &str, spec: &str) {
-        self.node.datastore().put_policy("shop", name, spec).unwrap();
+        self.node
+            .datastore()
+            .put_policy("shop", name, spec)
+            .unwrap();
     }
 
     fn no_policy(&self, name: &str) {

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use super::{Cast, DENY_ALL, DENY_INGRESS, Form, Host, What, check, in_both_forms};
-use portcullis_tests::netns::{Agent, Family, Flow, PATIENCE, SILENCE};
 use What::{Fragments, Ping, Tcp, Udp};
+use portcullis_tests::netns::{Agent, Family, Flow, PATIENCE, SILENCE};
 
 in_both_forms! {
     the_node_always_reaches_its_pods
@@ -31,8 +31,14 @@ fn the_node_always_reaches_its_pods(form: Form) {
     let mut flow = Flow::open(node.netns(), db.netns(), db.address(Family::V4), 9000).unwrap();
     cast.policy("more", DENY_INGRESS);
     agent.sync().unwrap();
-    assert!(flow.server_speaks(PATIENCE).unwrap(), "a reply to the node after a change");
-    assert!(flow.client_speaks(PATIENCE).unwrap(), "the node's data after a change");
+    assert!(
+        flow.server_speaks(PATIENCE).unwrap(),
+        "a reply to the node after a change"
+    );
+    assert!(
+        flow.client_speaks(PATIENCE).unwrap(),
+        "the node's data after a change"
+    );
 }
 
 fn masqueraded_traffic_is_judged(form: Form) {
@@ -52,7 +58,11 @@ fn masqueraded_traffic_is_judged(form: Form) {
         .unwrap();
     for family in Family::ALL {
         let seen = source_seen(&outside, &cast.db, cast.db.address(family), 9000);
-        assert_eq!(seen, cast.node.address(family), "the pod sees the node's address");
+        assert_eq!(
+            seen,
+            cast.node.address(family),
+            "the pod sees the node's address"
+        );
     }
     cast.policy("default-deny", DENY_INGRESS);
     let agent = Agent::start(&cast.node).unwrap();
@@ -78,7 +88,10 @@ fn masqueraded_traffic_is_judged(form: Form) {
     agent.sync().unwrap();
     check(
         "where a policy allows that address",
-        &[(&outside, db, Tcp(80), true), (&outside, db, Tcp(8080), false)],
+        &[
+            (&outside, db, Tcp(80), true),
+            (&outside, db, Tcp(8080), false),
+        ],
     );
 }
 
@@ -97,14 +110,25 @@ fn forged_sources_are_dropped(form: Form) {
     let cast = Cast::new(form);
     let (tool, db) = (&cast.tool, &cast.db);
     // Addresses that are not on the pod's interface, hence not its own.
-    let forged: [IpAddr; 2] = ["10.244.0.99".parse().unwrap(), "fd00:10:244::99".parse().unwrap()];
+    let forged: [IpAddr; 2] = [
+        "10.244.0.99".parse().unwrap(),
+        "fd00:10:244::99".parse().unwrap(),
+    ];
     let [v4, v6] = forged;
     tool.netns()
-        .ip(&format!("address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad"))
+        .ip(&format!(
+            "address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad"
+        ))
         .unwrap();
     let arrives = |source: IpAddr, destination: IpAddr| {
-        let sink = db.netns().enter(|| UdpSocket::bind((destination, 9000))).unwrap();
-        let socket = tool.netns().enter(|| UdpSocket::bind((source, 9000))).unwrap();
+        let sink = db
+            .netns()
+            .enter(|| UdpSocket::bind((destination, 9000)))
+            .unwrap();
+        let socket = tool
+            .netns()
+            .enter(|| UdpSocket::bind((source, 9000)))
+            .unwrap();
         socket.send_to(b"from whom?", (destination, 9000)).unwrap();
         sink.set_read_timeout(Some(SILENCE)).unwrap();
         sink.recv_from(&mut [0; 16]).ok().map(|(_, peer)| peer.ip())
@@ -114,17 +138,30 @@ fn forged_sources_are_dropped(form: Form) {
         (forged, tool.address(family), db.address(family))
     });
     for (forged, _, destination) in pairs {
-        assert_eq!(arrives(forged, destination), Some(forged), "before there is an agent");
+        assert_eq!(
+            arrives(forged, destination),
+            Some(forged),
+            "before there is an agent"
+        );
     }
     let agent = Agent::start(&cast.node).unwrap();
     for (forged, own, destination) in pairs {
         assert_eq!(arrives(forged, destination), None, "forged");
-        assert_eq!(arrives(own, destination), Some(own), "the pod's own address");
+        assert_eq!(
+            arrives(own, destination),
+            Some(own),
+            "the pod's own address"
+        );
     }
     let counters = agent.status().unwrap().counters;
-    let spoofed = counters.iter().find(|row| row.reason == "spoofed_source").unwrap();
+    let spoofed = counters
+        .iter()
+        .find(|row| row.reason == "spoofed_source")
+        .unwrap();
     assert!(spoofed.packets >= 2, "{counters:?}");
     agent
-        .wait_for_log(|line| line.contains("drop egress dev/tool") && line.contains("spoofed_source"))
+        .wait_for_log(|line| {
+            line.contains("drop egress dev/tool") && line.contains("spoofed_source")
+        })
         .unwrap();
 }

@@ -1,8 +1,8 @@
 //! Which connections a policy allows.
 
 use super::{Cast, DENY_ALL, DENY_INGRESS, Expected, Form, Host, What, check, in_both_forms};
-use portcullis_tests::netns::Agent;
 use What::{Ping, Tcp, Udp};
+use portcullis_tests::netns::Agent;
 
 in_both_forms! {
     all_connect_without_policies
@@ -71,7 +71,9 @@ trait MapAllowed<'a> {
 
 impl<'a> MapAllowed<'a> for Vec<Expected<'a>> {
     fn map_allowed(self) -> Vec<Expected<'a>> {
-        self.into_iter().map(|(from, to, what, _)| (from, to, what, true)).collect()
+        self.into_iter()
+            .map(|(from, to, what, _)| (from, to, what, true))
+            .collect()
     }
 }
 
@@ -102,9 +104,14 @@ fn allow_by_labels(form: Form) {
     );
     // Labels change, and with them what the policy means.
     let store = cast.node.datastore();
-    store.put_pod("shop", "web", &[("app", "old")], &[], &web.addresses()).unwrap();
+    store
+        .put_pod("shop", "web", &[("app", "old")], &[], &web.addresses())
+        .unwrap();
     agent.sync().unwrap();
-    check("web is web no more", &[(web, db, Tcp(80), false), (web, db, Udp(53), false)]);
+    check(
+        "web is web no more",
+        &[(web, db, Tcp(80), false), (web, db, Udp(53), false)],
+    );
 }
 
 fn allow_by_namespace(form: Form) {
@@ -122,7 +129,10 @@ fn allow_by_namespace(form: Form) {
     rows.extend(every_way(tool, web, true));
     rows.extend(every_way(web, db, false));
     check("only dev may reach shop", &rows);
-    cast.node.datastore().put_namespace("dev", &[("team", "ops")]).unwrap();
+    cast.node
+        .datastore()
+        .put_namespace("dev", &[("team", "ops")])
+        .unwrap();
     agent.sync().unwrap();
     check("the namespace's label changed", &every_way(tool, db, false));
 }
