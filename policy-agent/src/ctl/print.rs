@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::table::render;
-use crate::report::{DirectionStatus, IdentityStatus, PolicyStatus, Status, WorkloadEndpoint};
+use crate::report::{DirectionStatus, IdentityStatus, PolicyStatus, Status, TableStatus, WorkloadEndpoint};
 
 /// Columns as Calico's users know them.
 pub(super) fn workload_endpoints(list: &[WorkloadEndpoint], wide: bool) -> String {
@@ -134,7 +134,7 @@ pub(super) fn network_policies(list: &[PolicyStatus], wide: bool) -> String {
     )
 }
 
-/// Tables that are empty, and counters of what never happened, only in the wide format.
+/// Empty tables are left out unless `wide`.
 pub(super) fn status(status: &Status, wide: bool) -> String {
     let mut text = String::new();
     let ready = if status.ready { "ready" } else { "not ready" };
@@ -172,51 +172,11 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
     text += &render(["CONDITION", "OK", "DETAIL"], rows.collect());
 
     section(&mut text, "PROGRAMS");
-    let rows = status.programs.iter().map(|program| {
-        [
-            program.interface.clone(),
-            program.ifindex.to_string(),
-            program.mode.clone(),
-            program.from_pod_program_id.to_string(),
-            program.to_pod_program_id.to_string(),
-        ]
-    });
-    text += &render(
-        ["INTERFACE", "IFINDEX", "MODE", "FROM_POD", "TO_POD"],
-        rows.collect(),
-    );
-
+    text += &programs(status);
     section(&mut text, "TABLES");
-    let rows = status
-        .tables
-        .iter()
-        .filter(|table| wide || table.used > 0)
-        .map(|table| {
-            let percent = (table.used * 100).checked_div(table.capacity).unwrap_or(0);
-            [
-                table.name.clone(),
-                table.used.to_string(),
-                table.capacity.to_string(),
-                format!("{percent}%"),
-            ]
-        });
-    text += &render(["TABLE", "USED", "CAPACITY", "USE"], rows.collect());
-
+    text += &tables(status, wide);
     section(&mut text, "PACKETS");
-    let rows = status.counters.iter().map(|counter| {
-        [
-            counter.direction.clone(),
-            counter.verdict.clone(),
-            counter.reason.clone(),
-            counter.packets.to_string(),
-            counter.bytes.to_string(),
-        ]
-    });
-    text += &render(
-        ["DIRECTION", "VERDICT", "REASON", "PACKETS", "BYTES"],
-        rows.collect(),
-    );
-
+    text += &packets(status);
     list(
         &mut text,
         "ERRORS IN THE DATASTORE",
@@ -226,6 +186,52 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
     list(&mut text, "PROBLEMS", &status.problems);
     list(&mut text, "NOTES", &status.notes);
     text
+}
+
+fn programs(status: &Status) -> String {
+    let rows = status.programs.iter().map(|program| {
+        [
+            program.interface.clone(),
+            program.ifindex.to_string(),
+            program.mode.clone(),
+            program.from_pod_program_id.to_string(),
+            program.to_pod_program_id.to_string(),
+        ]
+    });
+    render(
+        ["INTERFACE", "IFINDEX", "MODE", "FROM_POD", "TO_POD"],
+        rows.collect(),
+    )
+}
+
+fn tables(status: &Status, empty_too: bool) -> String {
+    let shown = |table: &&TableStatus| empty_too || table.used > 0;
+    let rows = status.tables.iter().filter(shown).map(|table| {
+        let percent = (table.used * 100).checked_div(table.capacity).unwrap_or(0);
+        [
+            table.name.clone(),
+            table.used.to_string(),
+            table.capacity.to_string(),
+            format!("{percent}%"),
+        ]
+    });
+    render(["TABLE", "USED", "CAPACITY", "USE"], rows.collect())
+}
+
+fn packets(status: &Status) -> String {
+    let rows = status.counters.iter().map(|counter| {
+        [
+            counter.direction.clone(),
+            counter.verdict.clone(),
+            counter.reason.clone(),
+            counter.packets.to_string(),
+            counter.bytes.to_string(),
+        ]
+    });
+    render(
+        ["DIRECTION", "VERDICT", "REASON", "PACKETS", "BYTES"],
+        rows.collect(),
+    )
 }
 
 fn line(text: &mut String, words: &str) {
