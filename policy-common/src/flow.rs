@@ -30,6 +30,59 @@ pub struct FlowKey<A> {
     pub _pad: [u8; 3],
 }
 
+impl FlowKey<AddressV4> {
+    /// The key in 32-bit words. The kernel hashes keys by words: written in smaller pieces just before,
+    /// each would have to wait for its pieces to leave the store buffer.
+    #[inline(always)]
+    #[must_use]
+    pub fn from_parts(endpoint: u32, remote: AddressV4, ports: PortPair, protocol: u8) -> Self {
+        let remote = u32::from_ne_bytes(remote.octets);
+        bytemuck::cast([endpoint, remote, ports.word(), protocol_word(protocol)])
+    }
+}
+
+impl FlowKey<AddressV6> {
+    /// As for IPv4.
+    #[inline(always)]
+    #[must_use]
+    pub fn from_parts(endpoint: u32, remote: AddressV6, ports: PortPair, protocol: u8) -> Self {
+        let [a, b, c, d]: [u32; 4] = bytemuck::cast(remote);
+        bytemuck::cast([endpoint, a, b, c, d, ports.word(), protocol_word(protocol)])
+    }
+}
+
+/// The two port fields of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortPair {
+    /// [`FlowKey::local_port`].
+    pub local: u16,
+    /// [`FlowKey::remote_port`].
+    pub remote: u16,
+}
+
+impl PortPair {
+    /// Both fields as they lie in memory.
+    #[inline(always)]
+    const fn word(self) -> u32 {
+        let (first, second) = (self.local as u32, self.remote as u32);
+        if cfg!(target_endian = "little") {
+            first | second << 16
+        } else {
+            first << 16 | second
+        }
+    }
+}
+
+/// The protocol and its padding as they lie in memory.
+#[inline(always)]
+const fn protocol_word(protocol: u8) -> u32 {
+    if cfg!(target_endian = "little") {
+        protocol as u32
+    } else {
+        (protocol as u32) << 24
+    }
+}
+
 /// Key of `flows_v4` and `flows_new_v4`.
 pub type FlowKeyV4 = FlowKey<AddressV4>;
 /// Key of `flows_v6` and `flows_new_v6`.
@@ -266,6 +319,31 @@ const _: () = assert!(size_of::<FragmentKey>() == 44);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_from_words_are_keys_from_fields() {
+        let ports = PortPair {
+            local: 0x1234,
+            remote: 0xabcd,
+        };
+        let v4 = AddressV4 {
+            octets: [10, 1, 2, 3],
+        };
+        let expected = FlowKey {
+            endpoint: 7,
+            remote: v4,
+            local_port: 0x1234,
+            remote_port: 0xabcd,
+            protocol: 17,
+            _pad: [0; 3],
+        };
+        assert_eq!(FlowKeyV4::from_parts(7, v4, ports, 17), expected);
+        let octets = core::array::from_fn(|index| index as u8);
+        let v6 = AddressV6 { octets };
+        let key = FlowKeyV6::from_parts(7, v6, ports, 17);
+        assert_eq!((key.endpoint, key.remote, key.protocol), (7, v6, 17));
+        assert_eq!((key.local_port, key.remote_port), (0x1234, 0xabcd));
+    }
 
     #[test]
     fn tcp_signals() {

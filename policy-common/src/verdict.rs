@@ -54,6 +54,20 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text,)+ }
             }
 
+            /// The number of a reason that passes; every drop's is higher.
+            const LAST_PASS: u32 = {
+                let mut last = -1_i32;
+                $(if matches!(Verdict::$verdict, Verdict::Pass) { last = $number; })+
+                $(assert!(matches!(Verdict::$verdict, Verdict::Pass) == ($number <= last));)+
+                last as u32
+            };
+
+            /// The verdict of a reason given by its number; numbers that are none drop.
+            #[inline(always)]
+            pub const fn verdict_of(number: u32) -> Verdict {
+                if number <= Self::LAST_PASS { Verdict::Pass } else { Verdict::Drop }
+            }
+
             /// The verdict that this reason stands for.
             #[inline(always)]
             pub const fn verdict(self) -> Verdict {
@@ -122,11 +136,11 @@ pub enum Verdict {
 pub const REASON_SLOTS: u32 = 32;
 const _: () = assert!(Reason::ALL.len() <= REASON_SLOTS as usize);
 
-/// Index in `counters` of a direction and reason.
+/// Index in `counters` of a direction and a reason's number.
 #[inline(always)]
 #[must_use]
-pub const fn counter_index(direction: Direction, reason: Reason) -> u32 {
-    direction as u32 * REASON_SLOTS + reason as u32
+pub const fn counter_index(direction: Direction, reason: u32) -> u32 {
+    direction as u32 * REASON_SLOTS + (reason & (REASON_SLOTS - 1))
 }
 
 /// Value of `counters`, one per CPU.
@@ -148,6 +162,7 @@ mod tests {
         for (position, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, position);
             assert_eq!(Reason::try_from(position as u8), Ok(*reason));
+            assert_eq!(Reason::verdict_of(position as u32), reason.verdict());
         }
         assert_eq!(
             Reason::try_from(REASON_SLOTS as u8),
@@ -160,7 +175,7 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for direction in Direction::ALL {
             for reason in Reason::ALL {
-                assert!(seen.insert(counter_index(direction, *reason)));
+                assert!(seen.insert(counter_index(direction, *reason as u32)));
             }
         }
     }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::programs::TcContext;
 use policy_common::event::{Event, NO_RULE};
-use policy_common::verdict::{Direction, Reason, counter_index};
+use policy_common::verdict::{Direction, counter_index};
 
 use crate::config;
 use crate::endpoint::ifindex;
@@ -19,9 +19,9 @@ pub(crate) fn now() -> u32 {
     unsafe { bpf_jiffies64() as u32 }
 }
 
-/// Counts a verdict.
+/// Counts a verdict, by its reason's number.
 #[inline(always)]
-pub(crate) fn count(skb: &TcContext, direction: Direction, reason: Reason) {
+pub(crate) fn count(skb: &TcContext, direction: Direction, reason: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(direction, reason)) {
         // SAFETY: a row of this CPU's own.
         unsafe {

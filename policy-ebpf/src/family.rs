@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use policy_common::address::{AddressV4, AddressV6};
 use policy_common::endpoint::Endpoint;
-use policy_common::flow::protocol;
+use policy_common::flow::{FlowKey, FlowKeyV4, FlowKeyV6, PortPair, protocol};
 use policy_common::verdict::Reason;
 
 use crate::maps::{
@@ -23,6 +23,13 @@ pub(crate) trait Family: Sized + 'static {
     /// ICMP's protocol number in this family.
     const ICMP: u8;
 
+    /// A flow's key.
+    fn key(
+        endpoint: u32,
+        remote: Self::Address,
+        ports: PortPair,
+        protocol: u8,
+    ) -> FlowKey<Self::Address>;
     /// Its exact-address table.
     fn identities() -> &'static IdentityTable<Self::Address>;
     /// Its prefix table.
@@ -62,6 +69,10 @@ impl Family for V4 {
     const ADDRESS_BITS: u32 = 32;
     const ICMP: u8 = protocol::ICMP;
 
+    #[inline(always)]
+    fn key(endpoint: u32, remote: AddressV4, ports: PortPair, protocol: u8) -> FlowKeyV4 {
+        FlowKeyV4::from_parts(endpoint, remote, ports, protocol)
+    }
     #[inline(always)]
     fn identities() -> &'static IdentityTable<AddressV4> {
         &IDENTITY_V4
@@ -127,6 +138,10 @@ impl Family for V6 {
     const ADDRESS_BITS: u32 = 128;
     const ICMP: u8 = protocol::ICMPV6;
 
+    #[inline(always)]
+    fn key(endpoint: u32, remote: AddressV6, ports: PortPair, protocol: u8) -> FlowKeyV6 {
+        FlowKeyV6::from_parts(endpoint, remote, ports, protocol)
+    }
     #[inline(always)]
     fn identities() -> &'static IdentityTable<AddressV6> {
         &IDENTITY_V6

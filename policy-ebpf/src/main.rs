@@ -53,20 +53,33 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// On TC ingress of an endpoint's host side: what leaves the pod.
 #[classifier]
 pub fn from_pod(skb: TcContext) -> i32 {
-    run(&skb, Direction::Egress)
+    run::<EGRESS>(&skb)
 }
 
 /// On TC egress of an endpoint's host side: what enters the pod.
 #[classifier]
 pub fn to_pod(skb: TcContext) -> i32 {
-    run(&skb, Direction::Ingress)
+    run::<INGRESS>(&skb)
+}
+
+/// Directions as constants, so that each program holds the code of its own direction only.
+const INGRESS: u8 = Direction::Ingress as u8;
+const EGRESS: u8 = Direction::Egress as u8;
+
+#[inline(always)]
+const fn direction<const D: u8>() -> Direction {
+    if D == INGRESS {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    }
 }
 
 #[inline(always)]
-fn run(skb: &TcContext, direction: Direction) -> i32 {
-    let reason = judge(skb, direction);
-    event::count(skb, direction, reason);
-    action(reason.verdict())
+fn run<const D: u8>(skb: &TcContext) -> i32 {
+    let reason = judge::<D>(skb);
+    event::count(skb, direction::<D>(), reason);
+    action(Reason::verdict_of(reason))
 }
 
 /// The only place where a verdict becomes a TC action. Passing means "no objection": programs of
@@ -79,135 +92,132 @@ fn action(verdict: Verdict) -> i32 {
     }
 }
 
+/// The verdict's `Reason`, as a number: BPF functions return numbers.
 #[inline(always)]
-fn judge(skb: &TcContext, direction: Direction) -> Reason {
+fn judge<const D: u8>(skb: &TcContext) -> u32 {
     let Some(subject) = endpoint::find(skb) else {
-        return unparsed(skb, 0, direction, Reason::NoEndpoint);
+        return unparsed(skb, 0, direction::<D>(), Reason::NoEndpoint);
     };
     // The kernel moves a VLAN tag out of the packet, so that a tagged packet looks like its payload.
     // SAFETY: a context field that the verifier lets TC programs read.
     let tagged = unsafe { (*skb.skb.skb).vlan_present } != 0;
     match event::ethertype(skb) {
-        ETHERTYPE_IPV4 if !tagged => judge_ip::<V4>(skb, &subject, direction),
-        ETHERTYPE_IPV6 if !tagged => judge_ip::<V6>(skb, &subject, direction),
-        ETHERTYPE_ARP if !tagged => Reason::LinkControl,
-        _ if subject.is_isolated() => unparsed(skb, subject.id, direction, Reason::NotIp),
-        _ => Reason::NotIsolated,
+        ETHERTYPE_IPV4 if !tagged => judge_ip::<V4, D>(skb, &subject),
+        ETHERTYPE_IPV6 if !tagged => judge_ip::<V6, D>(skb, &subject),
+        ETHERTYPE_ARP if !tagged => Reason::LinkControl as u32,
+        _ if subject.is_isolated() => unparsed(skb, subject.id, direction::<D>(), Reason::NotIp),
+        _ => Reason::NotIsolated as u32,
     }
-}
-
-/// A reason that came out of a function of its own as a number; those return nothing else.
-#[inline(always)]
-fn number_to_reason(number: u32) -> Reason {
-    Reason::try_from(number as u8).unwrap_or(Reason::NoPolicy)
 }
 
 /// Drops a packet that was not parsed.
 #[inline(always)]
-fn unparsed(skb: &TcContext, endpoint: u32, direction: Direction, reason: Reason) -> Reason {
+fn unparsed(skb: &TcContext, endpoint: u32, direction: Direction, reason: Reason) -> u32 {
     event::dropped_unparsed(skb.skb.skb, endpoint, direction as u32, reason as u32);
-    reason
+    reason as u32
 }
 
 /// An IP packet. The fast and the slow path are functions of their own, called one after the other:
 /// the kernel allows 512 bytes of stack to all functions that are in each other's way.
 #[inline(always)]
-fn judge_ip<F: Family>(skb: &TcContext, subject: &Subject, direction: Direction) -> Reason {
-    let number = judge_fast::<F>(skb.skb.skb, subject.row, subject.epoch, direction as u32);
-    if number != UNDECIDED {
-        return number_to_reason(number);
+fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
+    let reason = judge_fast::<F, D>(skb.skb.skb, subject.row, subject.epoch);
+    match reason {
+        UNDECIDED => judge_slowly::<F>(skb.skb.skb, subject.row),
+        FOREIGN_SOURCE => judge_foreign_source::<F, D>(skb.skb.skb, subject.id),
+        reason => reason,
     }
-    number_to_reason(judge_slowly::<F>(skb.skb.skb, subject.row))
 }
 
 /// What [`judge_fast`] returns when it has filled [`Scratch`] for [`judge_slowly`]; no `Reason`.
 const UNDECIDED: u32 = 0x100;
+/// What [`judge_fast`] returns when the source is not the endpoint's own; no `Reason`.
+const FOREIGN_SOURCE: u32 = 0x101;
 
-/// Parsing, and all that needs no more than one lookup; returns a `Reason` as a number, or
-/// [`UNDECIDED`].
+/// Parsing, and all that needs no more than one lookup.
 #[inline(never)]
-fn judge_fast<F: Family>(
+fn judge_fast<F: Family, const D: u8>(
     skb: *mut __sk_buff,
     row: *const Endpoint,
     epoch: u32,
-    direction: u32,
 ) -> u32 {
-    let subject = Subject::again(row, epoch);
-    match judge_packet::<F>(&TcContext::new(skb), &subject, direction_of(direction)) {
-        Some(reason) => reason as u32,
-        None => UNDECIDED,
-    }
-}
-
-/// A direction that came into a function of its own as a number.
-#[inline(always)]
-fn direction_of(number: u32) -> Direction {
-    if number == Direction::Ingress as u32 {
-        Direction::Ingress
-    } else {
-        Direction::Egress
-    }
-}
-
-#[inline(always)]
-fn judge_packet<F: Family>(
-    skb: &TcContext,
-    subject: &Subject,
-    direction: Direction,
-) -> Option<Reason> {
+    let skb = &TcContext::new(skb);
+    let subject = &Subject::again(row, epoch);
     let network = match F::parse_network(skb, parse::NETWORK_OFFSET) {
         Ok(network) => network,
         // Without addresses the source cannot be checked, so not even an un-isolated pod may send it.
-        Err(reason) if subject.is_isolated() || matches!(direction, Direction::Egress) => {
-            return Some(unparsed(skb, subject.id, direction, reason));
+        Err(reason) if D == EGRESS || subject.is_isolated() => {
+            return unparsed(skb, subject.id, direction::<D>(), reason);
         }
-        Err(_) => return Some(Reason::NotIsolated),
+        Err(_) => return Reason::NotIsolated as u32,
     };
-    let own_source = matches!(direction, Direction::Ingress)
-        || F::own_address(subject.row()) == Some(network.saddr)
-        || F::is_harmless_source(network.saddr);
+    if D == EGRESS
+        && F::own_address(subject.row()) != Some(network.saddr)
+        && !F::is_harmless_source(network.saddr)
+    {
+        return FOREIGN_SOURCE;
+    }
     let transport = match parse::transport(skb, &network) {
         Ok(transport) => transport,
-        Err(_) if own_source && !subject.is_isolated() => return Some(Reason::NotIsolated),
-        Err(reason) => return Some(unparsed(skb, subject.id, direction, reason)),
+        Err(_) if !subject.is_isolated() => return Reason::NotIsolated as u32,
+        Err(reason) => return unparsed(skb, subject.id, direction::<D>(), reason),
     };
     if F::is_link_control(transport.icmp_type, network.hop_limit) {
-        return Some(Reason::LinkControl);
+        return Reason::LinkControl as u32;
     }
     // An un-isolated endpoint needs no flows now, but the day a policy selects it, its connections
     // must be judged in the direction they were opened in: so their beginnings and ends are kept,
     // and only those.
-    if own_source && !transport.signal.tells_life() && !subject.is_isolated() {
-        return Some(Reason::NotIsolated);
+    if !transport.signal.tells_life() && !subject.is_isolated() {
+        return Reason::NotIsolated as u32;
     }
-    let key = packet::flow_key(subject.id, direction, &network, &transport);
+    let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
     let is_error = F::is_icmp_error(transport.icmp_type);
+    let mut in_table = false;
     // What opens a connection is never part of an older one; a later fragment has no ports yet; an
     // ICMP error belongs to the flow that it quotes.
-    let fast = own_source && !transport.signal.opens() && !network.fragment.is_later() && !is_error;
-    let mut in_table = false;
-    if fast {
+    if !transport.signal.opens() && !network.fragment.is_later() && !is_error {
         match flow::established::<F>(subject, &key, transport.signal) {
             Fast::Established if network.fragment == Fragment::WHOLE => {
-                return Some(Reason::Established);
+                return Reason::Established as u32;
             }
             Fast::Unknown => {}
             Fast::Established | Fast::Known => in_table = true,
         }
     }
-    match Scratch::fill(direction, &key, &network, &transport) {
+    match Scratch::fill(direction::<D>(), &key, &network, &transport) {
         Some(scratch) => {
             scratch.epoch = subject.epoch;
             scratch.in_table = in_table as u8;
             scratch.is_icmp_error = is_error as u8;
-            scratch.is_spoofed = !own_source as u8;
-            None
+            UNDECIDED
         }
-        None => Some(Reason::NoPolicy),
+        None => Reason::NoPolicy as u32,
     }
 }
 
-/// Everything past the fast path; returns a `Reason` as a number.
+/// A packet that claims another source than the endpoint's own. Neighbour discovery does that before
+/// the endpoint has an address; everything else would forge an identity.
+#[inline(never)]
+fn judge_foreign_source<F: Family, const D: u8>(skb: *mut __sk_buff, endpoint: u32) -> u32 {
+    let skb = &TcContext::new(skb);
+    if let Ok(network) = F::parse_network(skb, parse::NETWORK_OFFSET)
+        && let Ok(transport) = parse::transport(skb, &network)
+    {
+        if F::is_link_control(transport.icmp_type, network.hop_limit) {
+            return Reason::LinkControl as u32;
+        }
+        let key = packet::flow_key(endpoint, direction::<D>(), &network, &transport);
+        if let Some(scratch) = Scratch::fill(direction::<D>(), &key, &network, &transport) {
+            let reason = Reason::SpoofedSource as u32;
+            event::dropped(skb.skb.skb, &scratch.packet, &scratch.decision, reason);
+            return reason;
+        }
+    }
+    unparsed(skb, endpoint, direction::<D>(), Reason::SpoofedSource)
+}
+
+/// Everything past the fast path.
 #[inline(never)]
 fn judge_slowly<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32 {
     let Some(scratch) = scratch::memory::<Scratch<F>>() else {
@@ -240,9 +250,6 @@ fn slow_reason<F: Family>(
     subject: &Subject,
     scratch: &mut Scratch<F>,
 ) -> Reason {
-    if scratch.is_spoofed != 0 {
-        return Reason::SpoofedSource;
-    }
     if F::own_address(subject.row()) == Some(scratch.packet.key.remote) {
         return Reason::OwnAddress;
     }

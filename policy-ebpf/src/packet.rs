@@ -1,6 +1,6 @@
 //! A parsed packet as seen from its endpoint.
 
-use policy_common::flow::{FlowKey, Signal};
+use policy_common::flow::{FlowKey, PortPair, Signal};
 use policy_common::verdict::Direction;
 
 use crate::family::Family;
@@ -39,33 +39,44 @@ pub(crate) fn flow_key<F: Family>(
     network: &Network<F>,
     transport: &Transport,
 ) -> FlowKey<F::Address> {
-    let (remote, mut local_port, mut remote_port) = match direction {
-        Direction::Ingress => (network.saddr, transport.dport, transport.sport),
-        Direction::Egress => (network.daddr, transport.sport, transport.dport),
+    let (remote, mut ports) = match direction {
+        Direction::Ingress => (
+            network.saddr,
+            PortPair {
+                local: transport.dport,
+                remote: transport.sport,
+            },
+        ),
+        Direction::Egress => (
+            network.daddr,
+            PortPair {
+                local: transport.sport,
+                remote: transport.dport,
+            },
+        ),
     };
     if network.protocol == F::ICMP {
-        (local_port, remote_port) = icmp_ports::<F>(direction, transport);
+        ports = icmp_ports::<F>(direction, transport);
     }
-    let protocol = network.protocol;
-    FlowKey {
-        endpoint,
-        remote,
-        local_port,
-        remote_port,
-        protocol,
-        _pad: [0; 3],
-    }
+    F::key(endpoint, remote, ports, network.protocol)
 }
 
 /// The two port fields of an ICMP flow's key: a query and its answer share a key, and queries of the
 /// two sides never do, so that having asked does not mean that one may be asked.
 #[inline(always)]
-pub(crate) fn icmp_ports<F: Family>(direction: Direction, transport: &Transport) -> (u16, u16) {
+pub(crate) fn icmp_ports<F: Family>(direction: Direction, transport: &Transport) -> PortPair {
     match F::icmp_query(transport.icmp_type) {
         Some((query, is_request)) => {
             let endpoint_asks = is_request == matches!(direction, Direction::Egress);
-            (transport.sport, (query as u16) << 8 | endpoint_asks as u16)
+            let remote = (query as u16) << 8 | endpoint_asks as u16;
+            PortPair {
+                local: transport.sport,
+                remote,
+            }
         }
-        None => (0, transport.dport),
+        None => PortPair {
+            local: 0,
+            remote: transport.dport,
+        },
     }
 }

@@ -52,8 +52,6 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) in_table: u8,
     /// Whether the packet is an ICMP error.
     pub(crate) is_icmp_error: u8,
-    /// Whether the source address is not the endpoint's own.
-    pub(crate) is_spoofed: u8,
 }
 
 impl<F: Family> Scratch<F> {

@@ -294,7 +294,7 @@ impl Tables {
             for reason in Reason::ALL.iter().copied() {
                 let values = self
                     .counters
-                    .get(&counter_index(direction, reason), 0)
+                    .get(&counter_index(direction, reason as u32), 0)
                     .map_err(|source| ApplyError::map(map::COUNTERS.name, source))?;
                 rows.push(CounterRow {
                     direction,

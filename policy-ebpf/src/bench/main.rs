@@ -22,7 +22,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 use policy_common::address::{AddressV4, Identity};
 use policy_common::bench::Rotation;
-use policy_common::flow::{Flow, FlowKeyV4};
+use policy_common::flow::{Flow, FlowKeyV4, PortPair};
 
 /// What `rotate` does, and where it stands.
 #[btf_map(name = "rotation")]
@@ -112,14 +112,13 @@ fn parse(skb: &TcContext) -> Option<FlowKeyV4> {
             return None;
         }
         let ports = *at(L4).cast::<u32>();
-        Some(FlowKeyV4 {
-            endpoint: 1,
-            remote: *at(EthHdr::LEN + offset_of!(Ipv4Hdr, dst_addr)).cast(),
-            local_port: (ports as u16).swap_bytes(),
-            remote_port: ((ports >> 16) as u16).swap_bytes(),
-            protocol: *at(EthHdr::LEN + offset_of!(Ipv4Hdr, proto)),
-            _pad: [0; 3],
-        })
+        let remote = *at(EthHdr::LEN + offset_of!(Ipv4Hdr, dst_addr)).cast();
+        let ports = PortPair {
+            local: u16::from_be(ports as u16),
+            remote: u16::from_be((ports >> 16) as u16),
+        };
+        let protocol = *at(EthHdr::LEN + offset_of!(Ipv4Hdr, proto));
+        Some(FlowKeyV4::from_parts(1, remote, ports, protocol))
     }
 }
 
