@@ -98,7 +98,8 @@ impl Connectivity {
     /// Shows it, with what is not as it was in `before` marked.
     pub(super) fn show(&self, screen: &Screen, before: Option<&Self>) {
         let mut rows = vec![vec![("from \\ to".to_owned(), Style::Dim)]];
-        rows[0].extend(self.names.iter().map(|name| (name.clone(), Style::Bold)));
+        let short = |name: &String| name.rsplit('/').next().unwrap_or_default().to_owned();
+        rows[0].extend(self.names.iter().map(|name| (short(name), Style::Bold)));
         for (from, cells) in self.cells.iter().enumerate() {
             let mut row = vec![(self.names[from].clone(), Style::Bold)];
             row.extend(cells.iter().enumerate().map(|(to, cell)| {
@@ -106,12 +107,13 @@ impl Connectivity {
                     return (String::new(), Style::Plain);
                 };
                 let changed = before.is_some_and(|before| before.cells[from][to] != Some(*cell));
-                let mark = if changed { "*" } else { "" };
+                // Always there, so that the columns stay where they are from table to table.
+                let mark = if changed { "*" } else { " " };
                 (cell.words() + mark, cell.style())
             }));
             rows.push(row);
         }
-        screen.table(&rows);
+        screen.table(&rows, 1);
     }
 
     /// How many exchanges it took, and how many of them worked.

@@ -57,8 +57,8 @@ impl Screen {
         }
     }
 
-    /// Rows in columns; widths are those of the plain text.
-    pub(super) fn table(&self, rows: &[Vec<(String, Style)>]) {
+    /// Rows in columns, `gap` apart; widths are those of the plain text.
+    pub(super) fn table(&self, rows: &[Vec<(String, Style)>], gap: usize) {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<_> = (0..columns)
             .map(|column| {
@@ -73,7 +73,7 @@ impl Screen {
             let mut line = String::from("  ");
             for ((text, style), width) in row.iter().zip(&widths) {
                 line += &self.styled(*style, text);
-                line += &" ".repeat(width - text.chars().count() + 2);
+                line += &" ".repeat(width - text.chars().count() + gap);
             }
             println!("{}", line.trim_end());
         }

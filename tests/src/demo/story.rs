@@ -191,7 +191,7 @@ fn show_cast(screen: &Screen, cast: &Cast) {
         );
     }
     println!();
-    screen.table(&rows);
+    screen.table(&rows, 2);
 }
 
 fn plain(text: String) -> (String, Style) {

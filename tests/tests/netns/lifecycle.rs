@@ -9,6 +9,7 @@ use portcullis_tests::netns::Agent;
 in_both_forms! {
     a_deleted_pod_leaves_nothing_and_its_address_can_be_reused
     pods_are_found_in_any_order
+    what_changed_while_no_agent_ran
 }
 
 /// Pins of what is attached.
@@ -137,6 +138,67 @@ fn pods_are_found_in_any_order(form: Form) {
     node.datastore().delete_pod("shop", "early").unwrap();
     agent.sync().unwrap();
     check("no longer anybody's", &[(&client, &early, Tcp(80), true)]);
+}
+
+fn what_changed_while_no_agent_ran(form: Form) {
+    let Cast {
+        node,
+        web,
+        db,
+        tool,
+    } = Cast::new(form);
+    let store = node.datastore();
+    store
+        .put_policy("shop", "default-deny", DENY_INGRESS)
+        .unwrap();
+    store
+        .put_policy("shop", "web-to-db", super::WEB_TO_DB)
+        .unwrap();
+    let agent = Agent::start(&node).unwrap();
+    check(
+        "before",
+        &[(&web, &db, Tcp(80), true), (&tool, &db, Tcp(80), false)],
+    );
+    agent.kill().unwrap();
+    drop(web);
+    store.delete_pod("shop", "web").unwrap();
+    let new = node
+        .add(PodSpec::new("shop", "new", &[("app", "new")]))
+        .unwrap();
+    store
+        .put_policy(
+            "shop",
+            "web-to-db",
+            "podSelector: {matchLabels: {app: db}}\n\
+             ingress:\n- from: [{namespaceSelector: {matchLabels: {team: dev}}}]",
+        )
+        .unwrap();
+    // Somebody else's pod from now on.
+    store.delete_pod("dev", "tool").unwrap();
+    let agent = Agent::start(&node).unwrap();
+    let client = node.add(PodSpec::new("dev", "client", &[])).unwrap();
+    agent.sync().unwrap();
+    check(
+        "after",
+        &[
+            (&new, &db, Tcp(80), false),
+            (&db, &new, Tcp(80), false),
+            (&client, &db, Tcp(80), true),
+            (&client, &new, Tcp(80), false),
+            (&tool, &db, Tcp(80), false),
+            (&db, &tool, Tcp(80), true),
+        ],
+    );
+    assert_eq!(pinned_links(&node), 6, "db, new and client");
+    let mut interfaces: Vec<_> = agent
+        .status()
+        .unwrap()
+        .programs
+        .into_iter()
+        .map(|program| program.interface)
+        .collect();
+    interfaces.sort();
+    assert_eq!(interfaces, ["pcl-veth2", "pcl-veth4", "pcl-veth5"]);
 }
 
 #[test]

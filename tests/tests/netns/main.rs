@@ -8,6 +8,7 @@
 )]
 
 mod cluster;
+mod demo;
 mod flows;
 mod lifecycle;
 mod node;
