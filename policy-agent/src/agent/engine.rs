@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use policy_core::model::{Change, LocalEndpoint, ObjectName};
 use policy_core::op::Op;
-use policy_core::{Compiler, Limits};
+use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
 use super::kernel::Kernel;
@@ -46,7 +46,7 @@ pub struct Engine<K> {
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
     pruned: bool,
-    reported: BTreeSet<String>,
+    reported: BTreeSet<Problem>,
 }
 
 /// The operation at the head of the queue, which fails.
@@ -232,6 +232,14 @@ impl<K: Kernel> Engine<K> {
                 .all(|endpoint| matches!(endpoint.state, State::Attached))
     }
 
+    /// What the compiler refused, as opposed to what it only warns of.
+    pub fn refusals(&self) -> impl Iterator<Item = String> {
+        let problems = self.compiler.problems().into_iter();
+        problems
+            .filter(is_refusal)
+            .map(|problem| problem.to_string())
+    }
+
     /// What the queue waits for.
     pub fn stuck(&self, now: Instant) -> Option<StuckPlan> {
         let stuck = self.stuck.as_ref()?;
@@ -388,14 +396,13 @@ impl<K: Kernel> Engine<K> {
 
     /// Says once what the compiler cannot do, and once that it can again.
     fn report_problems(&mut self) {
-        let problems: BTreeSet<_> = self
-            .compiler
-            .problems()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let problems: BTreeSet<_> = self.compiler.problems().into_iter().collect();
         for problem in problems.difference(&self.reported) {
-            tracing::error!("{problem}");
+            if is_refusal(problem) {
+                tracing::error!("{problem}");
+            } else {
+                tracing::warn!("{problem}");
+            }
         }
         for problem in self.reported.difference(&problems) {
             tracing::info!("no longer: {problem}");
@@ -518,6 +525,12 @@ impl<K: Kernel> Engine<K> {
             .chain(stuck)
             .min()
     }
+}
+
+/// Whether something in the cluster is not enforced as written. Two pods with one address are
+/// ambiguous, but what is written of the one that owns it is enforced.
+fn is_refusal(problem: &Problem) -> bool {
+    !matches!(problem, Problem::AddressConflict { .. })
 }
 
 /// An operation in a few words: its variant and key are enough to find it.

@@ -15,6 +15,7 @@ pub use kernel::Kernel;
 pub use query::Query;
 pub use readiness::Health;
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use policy_common::event::Event;
+use policy_common::map::{self, MapSpec};
 use policy_core::Limits;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -101,7 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         health = %config.health,
         "policy-agent started"
     );
-    let engine = Engine::new(dataplane, limits(&config), config.node.clone());
+    let engine = Engine::new(dataplane, limits(&config.table_sizes), config.node.clone());
     let agent = Agent {
         engine,
         config,
@@ -122,9 +124,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// The compiler's limits: those of the kernel's tables.
-fn limits(config: &Config) -> Limits {
-    let _ = &config.table_sizes;
-    Limits::default()
+fn limits(sizes: &BTreeMap<String, u32>) -> Limits {
+    let size = |table: MapSpec| sizes.get(table.name).copied().unwrap_or(table.capacity);
+    Limits {
+        policies: size(map::POLICIES),
+        peers: size(map::PEERS),
+        ports: size(map::PORTS),
+        rule_counts: size(map::RULE_COUNTS),
+        identity_v4: size(map::IDENTITY_V4),
+        identity_v6: size(map::IDENTITY_V6),
+        prefix_v4: size(map::PREFIX_V4),
+        prefix_v6: size(map::PREFIX_V6),
+    }
 }
 
 /// SIGTERM and SIGINT.
@@ -309,4 +320,21 @@ fn follow_decisions(
             ready.clear_ready();
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configured_table_sizes_are_the_compilers_limits() {
+        let sizes = BTreeMap::from([("peers".to_owned(), 7), ("flows_v4".to_owned(), 9)]);
+        assert_eq!(
+            limits(&sizes),
+            Limits {
+                peers: 7,
+                ..Limits::default()
+            }
+        );
+    }
 }

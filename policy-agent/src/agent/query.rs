@@ -110,8 +110,7 @@ impl Agent {
     /// What the datastore holds but is not enforced.
     fn errors(&self) -> Vec<String> {
         let mut errors = self.datastore_problems(Severity::Error);
-        let refused = self.engine.compiler.problems();
-        errors.extend(refused.iter().map(ToString::to_string));
+        errors.extend(self.engine.refusals());
         errors
     }
 
