@@ -107,9 +107,9 @@ impl Connectivity {
                     return (String::new(), Style::Plain);
                 };
                 let changed = before.is_some_and(|before| before.cells[from][to] != Some(*cell));
-                // Always there, so that the columns stay where they are from table to table.
-                let mark = if changed { "*" } else { " " };
-                (cell.words() + mark, cell.style())
+                let mark = if changed { "*" } else { "" };
+                // As wide as a cell can be, so that columns stay where they are from table to table.
+                (format!("{:<8}", cell.words() + mark), cell.style())
             }));
             rows.push(row);
         }

@@ -265,16 +265,17 @@ fn bpftool(pin: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The first element of a dump, in one line a field.
+/// The first element of a dump, with its arrays in one line and without padding.
 fn first_row(dump: &str) -> String {
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> = Vec::new();
     for line in dump.lines() {
-        // The second element begins like the first.
-        if line.trim_end() == "    },{" {
-            lines.push("    }, ...");
-            break;
+        match (line.trim(), lines.last_mut()) {
+            ("},{", _) => break,
+            (end @ ("]" | "],"), Some(array)) => array.push_str(end),
+            _ => lines.push(line.to_owned()),
         }
-        lines.push(line);
     }
+    lines.retain(|line| !line.contains("\"_pad\""));
+    lines.push("    }, ...".to_owned());
     lines.join("\n")
 }
