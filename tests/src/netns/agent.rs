@@ -18,6 +18,10 @@ use super::{Node, PATIENCE};
 /// Where `cargo xtask` says that the built programs are.
 const BIN_DIR: &str = "PORTCULLIS_BIN_DIR";
 
+/// How long an agent may take to start: the kernel's verifier takes a second a program, and much
+/// longer on an emulated machine.
+const START: Duration = Duration::from_secs(180);
+
 /// Path of one of the programs under test.
 ///
 /// # Errors
@@ -102,7 +106,7 @@ impl<'a> Agent<'a> {
     ///
     /// When it ends before that, or takes too long; with its log.
     pub fn wait(&mut self) -> Result<()> {
-        let deadline = Instant::now() + 6 * PATIENCE;
+        let deadline = Instant::now() + START;
         let socket = self.node.run_directory().join("agent.sock");
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             if let Some(status) = self.child.try_wait()? {

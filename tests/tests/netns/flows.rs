@@ -10,6 +10,7 @@ in_both_forms! {
     connections_survive_unrelated_changes_and_the_agents_death
     isolation_keeps_the_pods_own_connections
     no_window_while_the_agent_restarts
+    no_window_while_policies_change
 }
 
 fn open(client: &Host, server: &Host, port: u16) -> Vec<Flow> {
@@ -130,6 +131,7 @@ fn connections_survive_unrelated_changes_and_the_agents_death(form: Form) {
     assert_alive("while the agent is dead", &mut flows);
     check("while the agent is dead", &rows);
     let agent = Agent::start(&cast.node).unwrap();
+    // The client first: the new agent's flow tables are empty, and mid-stream packets are judged anew.
     assert_alive("with a new agent", &mut flows);
     check("with a new agent", &rows);
     assert_eq!(agent.status().unwrap().programs.len(), 3);
@@ -163,32 +165,21 @@ fn isolation_keeps_the_pods_own_connections(form: Form) {
     assert_alive("still", &mut outbound);
 }
 
-fn no_window_while_the_agent_restarts(form: Form) {
-    let cast = Cast::new(form);
-    cast.policy("default-deny", DENY_INGRESS);
-    cast.policy("web-to-db", super::WEB_TO_DB);
-    let mut agent = Agent::start(&cast.node).unwrap();
-    let streams: Vec<_> = Family::ALL
-        .iter()
+/// Streams to db, from web and tool, over both families.
+fn streams(cast: &Cast) -> Vec<(Family, &Host, Stream)> {
+    Family::ALL
+        .into_iter()
         .flat_map(|family| [(family, &cast.web, 9000), (family, &cast.tool, 9001)])
         .map(|(family, from, port)| {
             let to = &cast.db;
-            let stream =
-                Stream::start(from.netns(), to.netns(), to.address(*family), port).unwrap();
-            (*family, from, stream)
+            let stream = Stream::start(from.netns(), to.netns(), to.address(family), port).unwrap();
+            (family, from, stream)
         })
-        .collect();
-    for kind in ["killed", "asked to stop"] {
-        streams[0].2.wait_for_more(50);
-        if kind == "killed" {
-            agent.kill().unwrap();
-        } else {
-            agent.stop().unwrap();
-        }
-        streams[0].2.wait_for_more(50);
-        agent = Agent::start(&cast.node).unwrap();
-    }
-    streams[0].2.wait_for_more(50);
+        .collect()
+}
+
+/// Everything from web arrived, and nothing from tool.
+fn assert_web_only(cast: &Cast, streams: Vec<(Family, &Host, Stream)>) {
     for (family, from, stream) in streams {
         let (sent, arrived) = stream.finish();
         let expected = if from.name() == cast.web.name() {
@@ -204,4 +195,69 @@ fn no_window_while_the_agent_restarts(form: Form) {
             from.name()
         );
     }
+}
+
+fn no_window_while_the_agent_restarts(form: Form) {
+    let cast = Cast::new(form);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", super::WEB_TO_DB);
+    let mut agent = Agent::start(&cast.node).unwrap();
+    let streams = streams(&cast);
+    for kind in ["killed", "asked to stop"] {
+        streams[0].2.wait_for_more(50);
+        if kind == "killed" {
+            agent.kill().unwrap();
+        } else {
+            agent.stop().unwrap();
+        }
+        streams[0].2.wait_for_more(50);
+        agent = Agent::start(&cast.node).unwrap();
+    }
+    streams[0].2.wait_for_more(50);
+    assert_web_only(&cast, streams);
+}
+
+fn no_window_while_policies_change(form: Form) {
+    let cast = Cast::new(form);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", super::WEB_TO_DB);
+    let agent = Agent::start(&cast.node).unwrap();
+    let streams = streams(&cast);
+    let pod = |labels| {
+        let store = cast.node.datastore();
+        store
+            .put_pod("shop", "web", labels, &[], &cast.web.addresses())
+            .unwrap();
+        agent.sync().unwrap();
+    };
+    for _ in 0..5 {
+        // Each of these states allows web, and none allows tool.
+        cast.policy("more", "podSelector: {}\ningress:\n- ports: [{port: 8080}]");
+        agent.sync().unwrap();
+        cast.policy(
+            "web-by-address",
+            &format!(
+                "podSelector: {}\ningress:\n- from: [{}]",
+                "{matchLabels: {app: db}}",
+                cast.web
+                    .addresses()
+                    .map(|address| {
+                        let length = if address.is_ipv4() { 32 } else { 128 };
+                        format!("{{ipBlock: {{cidr: '{address}/{length}'}}}}")
+                    })
+                    .join(", ")
+            ),
+        );
+        agent.sync().unwrap();
+        cast.no_policy("web-to-db");
+        agent.sync().unwrap();
+        pod(&[("app", "changed")]);
+        pod(&[("app", "web")]);
+        cast.policy("web-to-db", super::WEB_TO_DB);
+        agent.sync().unwrap();
+        cast.no_policy("web-by-address");
+        cast.no_policy("more");
+        agent.sync().unwrap();
+    }
+    assert_web_only(&cast, streams);
 }
