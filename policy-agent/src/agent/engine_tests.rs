@@ -139,6 +139,9 @@ impl Fixture {
     }
 }
 
+/// What happens to the engine in a row of a table.
+type Disturb = fn(&mut Engine<Fake>);
+
 const ENDPOINTS: [&str; 4] = ["PutEndpoint", "DeleteEndpoint", "attach", "detach"];
 
 fn pod(name: &str, last: u8) -> ObjectChange {
@@ -219,7 +222,7 @@ fn nothing_is_programmed_before_the_first_load_is_complete() {
 
 #[test]
 fn programs_are_detached_before_the_row_goes() {
-    let rows: [(&str, fn(&mut Engine<Fake>)); 3] = [
+    let rows: [(&str, Disturb); 3] = [
         ("the interface is gone", |engine| engine.scanned(scan(&[(8, 2)]))),
         ("the pod is gone", |engine| engine.objects_changed(vec![pod_gone("a")])),
         ("the pod has another address", |engine| engine.objects_changed(vec![pod("a", 9)])),
