@@ -10,6 +10,8 @@ in_both_forms! {
     a_deleted_pod_leaves_nothing_and_its_address_can_be_reused
     pods_are_found_in_any_order
     what_changed_while_no_agent_ran
+    pods_that_come_and_go_at_once
+    an_address_belongs_to_the_newest_live_pod
 }
 
 /// Pins of what is attached.
@@ -199,6 +201,84 @@ fn what_changed_while_no_agent_ran(form: Form) {
         .collect();
     interfaces.sort();
     assert_eq!(interfaces, ["pcl-veth2", "pcl-veth4", "pcl-veth5"]);
+}
+
+fn pods_that_come_and_go_at_once(form: Form) {
+    let cast = Cast::new(form);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", super::WEB_TO_DB);
+    let agent = Agent::start(&cast.node).unwrap();
+    for round in 0..12_u8 {
+        let name = format!("short-{round}");
+        let spec = PodSpec {
+            address: Some(100 + round % 3),
+            ..PodSpec::new("shop", &name, &[("app", "web")])
+        };
+        let pod = cast.node.add(spec).unwrap();
+        // Nobody waits for the agent: it meets interfaces in every state of being made and removed.
+        if round % 2 == 0 {
+            cast.node.datastore().delete_pod("shop", &name).unwrap();
+            drop(pod);
+        } else {
+            drop(pod);
+            cast.node.datastore().delete_pod("shop", &name).unwrap();
+        }
+    }
+    agent.sync().unwrap();
+    assert_eq!(
+        (pinned_links(&cast.node), used(&agent, "endpoints")),
+        (6, 3)
+    );
+    let status = agent.status().unwrap();
+    assert_eq!(
+        (
+            status.ready,
+            status.programs.len(),
+            status.pending_operations
+        ),
+        (true, 3, 0)
+    );
+    check(
+        "what stays is as it was",
+        &[
+            (&cast.web, &cast.db, Tcp(80), true),
+            (&cast.tool, &cast.db, Tcp(80), false),
+        ],
+    );
+    let log = agent.log();
+    assert!(!log.contains(" ERROR "), "{log}");
+}
+
+fn an_address_belongs_to_the_newest_live_pod(form: Form) {
+    let cast = Cast::new(form);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", super::WEB_TO_DB);
+    // A finished job had tool's address, with labels that would be let in.
+    let [v4, v6] = cast.tool.addresses();
+    let job = |phase: &str, created: &str| {
+        let yaml = format!(
+            "apiVersion: v1\n\
+             kind: Pod\n\
+             metadata: {{namespace: shop, name: job, labels: {{app: web}}, creationTimestamp: {created}}}\n\
+             status: {{phase: {phase}, podIPs: [{{ip: {v4}}}, {{ip: '{v6}'}}]}}\n"
+        );
+        cast.node.datastore().put("pod-shop-job", &yaml).unwrap();
+    };
+    job("Succeeded", "2098-01-01T00:00:00Z");
+    let agent = Agent::start(&cast.node).unwrap();
+    let to_db = |allowed| [(&cast.tool, &cast.db, Tcp(80), allowed)];
+    check("a finished pod owns no address", &to_db(false));
+    job("Running", "2001-01-01T00:00:00Z");
+    agent.sync().unwrap();
+    check("an older pod does not, either", &to_db(false));
+    job("Running", "2098-01-01T00:00:00Z");
+    agent.sync().unwrap();
+    check("a newer one does", &to_db(true));
+    let list = agent.ask(&["get", "workloadendpoints"]).unwrap();
+    assert!(
+        list.contains("shop.job") && !list.contains("dev.tool"),
+        "{list}"
+    );
 }
 
 #[test]

@@ -131,6 +131,13 @@ fn packet_too_big_reaches_the_sender(form: Form) {
     let _agent = Agent::start(&cast.node).unwrap();
     // Each destination once: the kernel remembers the answer.
     check("isolated both ways", &cast.web, 2);
+    super::check(
+        "it is isolated",
+        &[
+            (&cast.tool, &cast.web, Tcp(80), false),
+            (&cast.web, &cast.tool, Tcp(80), false),
+        ],
+    );
 }
 
 /// Sends a datagram and returns the error that the socket then reports.
