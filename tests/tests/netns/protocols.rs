@@ -5,7 +5,10 @@ use std::net::{IpAddr, UdpSocket};
 
 use super::{Cast, DENY_ALL, Form, What, check, in_both_forms};
 use What::{Fragments, Ping, Tcp, Udp};
-use portcullis_tests::netns::{Agent, Family, Host, Outcome, PATIENCE, Probe, SILENCE, measure};
+use etherparse::PacketBuilder;
+use portcullis_tests::netns::{
+    Agent, Family, Host, Outcome, PAGE, PATIENCE, Probe, SILENCE, measure, send_paged,
+};
 
 in_both_forms! {
     pings_follow_policy
@@ -178,4 +181,62 @@ fn fragments_follow_their_datagram(form: Form) {
     ];
     check("fragments", &rows);
     check("fragments of a datagram in an older flow", &rows);
+}
+
+#[test]
+fn headers_outside_the_linear_part_are_found() {
+    const PORT: u16 = 9000;
+    let cast = Cast::new(Form::Routed);
+    let (web, db) = (&cast.web, &cast.db);
+    // Jumbo frames, since a paged frame is at least a page long; and an address to send them to.
+    let gateway = [2, 0, 0, 0, 0, 1];
+    cast.node
+        .netns()
+        .ip("link set pcl-veth1 mtu 9000 address 02:00:00:00:00:01\nlink set pcl-veth2 mtu 9000")
+        .unwrap();
+    for pod in [web, db] {
+        pod.netns().ip("link set eth0 mtu 9000").unwrap();
+    }
+    let arrives = |family: Family| {
+        let (source, destination) = (web.address(family), db.address(family));
+        let sink = db
+            .netns()
+            .enter(|| UdpSocket::bind((destination, PORT)))
+            .unwrap();
+        sink.set_read_timeout(Some(SILENCE)).unwrap();
+        let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], gateway);
+        let ip = match (source, destination) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => ethernet.ipv4(s.octets(), d.octets(), 64),
+            (IpAddr::V6(s), IpAddr::V6(d)) => ethernet.ipv6(s.octets(), d.octets(), 64),
+            _ => unreachable!("of one family"),
+        };
+        let mut frame = Vec::new();
+        ip.udp(PORT, PORT).write(&mut frame, &[7; PAGE]).unwrap();
+        send_paged(web.netns(), "eth0", &frame).unwrap();
+        sink.recv(&mut [0; 2 * PAGE]).is_ok()
+    };
+    for family in Family::ALL {
+        assert!(arrives(family), "before there is an agent, {family:?}");
+    }
+    cast.policy("default-deny", DENY_ALL);
+    let agent = Agent::start(&cast.node).unwrap();
+    for family in Family::ALL {
+        assert!(!arrives(family), "denied, {family:?}");
+    }
+    cast.policy(
+        "web-out",
+        "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{}]}",
+    );
+    agent.sync().unwrap();
+    for family in Family::ALL {
+        assert!(
+            !arrives(family),
+            "denied by the destination alone, {family:?}"
+        );
+    }
+    cast.policy("db-in", super::WEB_TO_DB);
+    agent.sync().unwrap();
+    for family in Family::ALL {
+        assert!(arrives(family), "allowed, {family:?}");
+    }
 }
