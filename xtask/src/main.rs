@@ -1,2 +1,103 @@
-//! The one entry point for developers.
-fn main() {}
+//! The one entry point for developers: `cargo xtask <subcommand>`, a file per subcommand.
+
+mod build;
+mod kernel;
+mod layout;
+mod lint;
+mod programs;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::build::Profile;
+use crate::layout::Layout;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, tests and shows Portcullis"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install what a build and the tests need
+    Setup {
+        /// What the kernel matrix needs too (qemu and the tools that make a guest)
+        #[arg(long)]
+        kernels: bool,
+    },
+    /// Build the eBPF object, then the programs that embed it
+    Build {
+        /// Optimised programs (the eBPF object always is)
+        #[arg(long, conflicts_with = "debug")]
+        release: bool,
+        /// Unoptimised programs: the default
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Formatting, clippy, the compiler's dependencies, and the tidiness of files
+    Lint,
+    /// Lints and all tests; with --kernel, packet tables and smoke test on other kernels instead
+    Test {
+        /// Kernels to boot: 5.10, 6.1, 6.12, newest, all (repeat it, or separate by commas)
+        #[arg(long, value_delimiter = ',')]
+        kernel: Vec<kernel::Wanted>,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Pods as network namespaces, policies applied to them, connections measured
+    Demo {
+        /// Passed on to the demo
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Nanoseconds a packet, beside floor programs
+    Bench {
+        /// Passed on to the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    let layout = Layout::find()?;
+    match command {
+        Command::Setup { kernels } => setup::run(&layout, kernels),
+        Command::Build { release, debug: _ } => {
+            let profile = if release {
+                Profile::Release
+            } else {
+                Profile::Debug
+            };
+            build::run(&layout, profile).map(drop)
+        }
+        Command::Lint => lint::run(&layout),
+        Command::Test { kernel, filter } if kernel.is_empty() => {
+            test::run(&layout, filter.as_deref())
+        }
+        Command::Test { kernel, filter } => {
+            kernel::run(&layout, &kernel::expand(&kernel), filter.as_deref())
+        }
+        Command::Demo { arguments } => programs::run(&layout, "portcullis-demo", &arguments),
+        Command::Bench { arguments } => programs::run(&layout, "portcullis-bench", &arguments),
+    }
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `cargo xtask test`: lints, unit and property tests, then the tests on this machine's kernel.
+
+use std::env;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::build::{self, Built, Profile};
+use crate::layout::Layout;
+use crate::{lint, run, setup};
+
+/// Crates whose tests need no more than a compiler. (Some of the agent's make network namespaces.)
+const UNIT: [&str; 4] = ["policy-common", "policy-core", "policy-agent", "xtask"];
+
+/// The subcommand.
+pub(crate) fn run(layout: &Layout, filter: Option<&str>) -> Result<()> {
+    if !run::is_root() {
+        bail!(
+            "the tests load eBPF programs and make network namespaces, so they need root. Run: \
+             sudo -E env PATH=\"$PATH\" cargo xtask test\n\
+             (without root there is: cargo xtask lint, and cargo test -p policy-core)"
+        );
+    }
+    let compiler = setup::for_build()?;
+    setup::for_tests()?;
+    let built = build::run(layout, Profile::Debug)?;
+
+    let mut summary = Summary::default();
+    if filter.is_none() {
+        summary.step("lints", || lint::check(layout, Some(&built)));
+        summary.step("lints of the eBPF programs", || {
+            lint::check_bpf(layout, &compiler)
+        });
+    }
+    summary.step("unit and property tests", || {
+        tests(layout, &built, &UNIT, filter)
+    });
+    summary.step("tests on this kernel", || {
+        tests(layout, &built, &["portcullis-tests"], filter)
+    });
+    summary.finish()
+}
+
+fn tests(layout: &Layout, built: &Built, crates: &[&str], filter: Option<&str>) -> Result<()> {
+    let mut cargo = layout.cargo();
+    cargo.args(["test", "--no-fail-fast"]);
+    for name in crates {
+        cargo.args(["-p", name]);
+    }
+    cargo.args(filter);
+    built.tell(&mut cargo);
+    if env::var_os("PORTCULLIS_CONFORMANCE").is_none() {
+        let given = layout.root.join("../shared/conformance");
+        if given.is_dir() {
+            cargo.env("PORTCULLIS_CONFORMANCE", given.canonicalize()?);
+        } else if crates.contains(&"portcullis-tests") {
+            println!(
+                "SKIPPED: the conformance cases (set PORTCULLIS_CONFORMANCE to their directory)"
+            );
+        }
+    }
+    run::open(&mut cargo)
+}
+
+/// What was done, how long it took, and what of it failed.
+#[derive(Default)]
+pub(crate) struct Summary {
+    steps: Vec<(String, Duration, Option<anyhow::Error>)>,
+}
+
+impl Summary {
+    /// Does a step. One that fails does not keep the others from being done.
+    pub(crate) fn step(&mut self, name: &str, step: impl FnOnce() -> Result<()>) {
+        println!("\n== {name}");
+        let began = Instant::now();
+        let error = step().err();
+        if let Some(error) = &error {
+            eprintln!("{name}: {error:#}");
+        }
+        self.steps.push((name.to_owned(), began.elapsed(), error));
+    }
+
+    /// Prints all that was done.
+    ///
+    /// # Errors
+    ///
+    /// When a step failed.
+    pub(crate) fn finish(self) -> Result<()> {
+        println!("\n== summary");
+        let mut failed = 0;
+        for (name, took, error) in &self.steps {
+            let outcome = if error.is_some() { "FAILED" } else { "ok" };
+            println!("{outcome:6} {name} ({:.0} s)", took.as_secs_f32());
+            failed += usize::from(error.is_some());
+        }
+        if failed > 0 {
+            bail!("{failed} of {} steps failed", self.steps.len());
+        }
+        Ok(())
+    }
+}
