@@ -94,7 +94,7 @@ pub(crate) fn run(layout: &Layout, series: &[Series], filter: Option<&str>) -> R
         summary.step(&format!("kernel {}", one.name), || {
             let kernel = archive::get(layout, one)?;
             let image = initramfs::make(layout, one, &kernel, &payload, filter)?;
-            guest::run(one, &kernel, &image)
+            guest::run(one, &kernel, &image, filter)
         });
     }
     summary.finish()
