@@ -5,11 +5,13 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::leftovers::{self, BPFFS};
-use super::{Datastore, Family, Labels, Netns, Servers};
+use super::{Datastore, Family, Labels, Netns, Outcome, PATIENCE, Probe, Servers, What, probe};
 
 /// How pods are joined to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,20 @@ pub struct Host {
     netns: Netns,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
+    /// Its end of a veth to the node.
+    link: Option<&'static str>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The kernel takes its time to clear a namespace up; the veth and its routes go now, as with a
+        // CNI plugin's DEL.
+        if let Some(link) = self.link
+            && let Err(error) = self.netns.ip(&format!("link delete {link}"))
+        {
+            eprintln!("{}: {error}", self.name);
+        }
+    }
 }
 
 impl Host {
@@ -191,6 +207,7 @@ impl Node {
             netns,
             v4: GATEWAY_V4,
             v6: GATEWAY_V6,
+            link: None,
         };
         Ok(Self {
             host,
@@ -268,8 +285,9 @@ impl Node {
         let netns = Netns::create(&format!("{}-{}-{}", self.prefix, spec.namespace, spec.name))?;
         let veth = self.new_link("pcl-veth");
         let node = &self.host.netns;
+        // By its address, as CNI's bridge does: who remembers an earlier pod finds this one.
         node.ip(&format!(
-            "link add {veth} type veth peer name eth0 netns {}",
+            "link add {veth} type veth peer name eth0 address 02:00:0a:f4:00:{last:02x} netns {}",
             netns.path()
         ))?;
         match self.form {
@@ -303,13 +321,16 @@ impl Node {
             "route add 0.0.0.0/0 via {GATEWAY_V4} dev eth0\n\
              route add ::/0 via {GATEWAY_V6} dev eth0"
         ))?;
-        Ok(Host {
+        let host = Host {
             name: format!("{}/{}", spec.namespace, spec.name),
             _servers: Some(Servers::start(&netns, &Host::TCP, &Host::UDP)?),
             netns,
             v4,
             v6,
-        })
+            link: Some("eth0"),
+        };
+        self.await_link(&host)?;
+        Ok(host)
     }
 
     /// Adds a host outside, joined by a veth of its own, at `.last`; the node is its gateway.
@@ -343,13 +364,43 @@ impl Node {
              route add 0.0.0.0/0 via {gateway_v4} dev eth0\n\
              route add ::/0 via {gateway_v6} dev eth0"
         ))?;
-        Ok(Host {
+        let host = Host {
             name: name.to_owned(),
             _servers: Some(Servers::start(&netns, &Host::TCP, &Host::UDP)?),
             netns,
             v4,
             v6,
-        })
+            link: Some("eth0"),
+        };
+        self.await_link(&host)?;
+        Ok(host)
+    }
+
+    /// Waits until packets pass between the node and a host: interfaces come up behind our back. The
+    /// node may always speak to its pods, whatever the policies.
+    fn await_link(&self, host: &Host) -> Result<()> {
+        for family in Family::ALL {
+            let ping = Probe {
+                from: self.host.netns(),
+                to: host.address(family),
+                what: What::Ping,
+                patience: Duration::from_millis(100),
+            };
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let outcome = probe(&ping);
+                if outcome == Outcome::Answered {
+                    break;
+                }
+                ensure!(
+                    Instant::now() < deadline,
+                    "{}: ping is {outcome}",
+                    host.name()
+                );
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
     }
 
     fn new_link(&self, kind: &str) -> String {

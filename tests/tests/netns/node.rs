@@ -120,17 +120,19 @@ fn forged_sources_are_dropped(form: Form) {
             "address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad"
         ))
         .unwrap();
-    let arrives = |source: IpAddr, destination: IpAddr| {
+    // Bound once: a process that another test forks may keep a closed socket for a moment.
+    let sinks = Family::ALL.map(|family| {
         let sink = db
             .netns()
-            .enter(|| UdpSocket::bind((destination, 9000)))
+            .enter(|| UdpSocket::bind((db.address(family), 9000)))
             .unwrap();
-        let socket = tool
-            .netns()
-            .enter(|| UdpSocket::bind((source, 9000)))
-            .unwrap();
-        socket.send_to(b"from whom?", (destination, 9000)).unwrap();
         sink.set_read_timeout(Some(SILENCE)).unwrap();
+        sink
+    });
+    let arrives = |source: IpAddr, destination: IpAddr| {
+        let socket = tool.netns().enter(|| UdpSocket::bind((source, 0))).unwrap();
+        socket.send_to(b"from whom?", (destination, 9000)).unwrap();
+        let sink = &sinks[usize::from(destination.is_ipv6())];
         sink.recv_from(&mut [0; 16]).ok().map(|(_, peer)| peer.ip())
     };
     let pairs = Family::ALL.map(|family| {

@@ -197,13 +197,18 @@ fn headers_outside_the_linear_part_are_found() {
     for pod in [web, db] {
         pod.netns().ip("link set eth0 mtu 9000").unwrap();
     }
-    let arrives = |family: Family| {
-        let (source, destination) = (web.address(family), db.address(family));
+    // Bound once: a process that another test forks may keep a closed socket for a moment.
+    let sinks = Family::ALL.map(|family| {
         let sink = db
             .netns()
-            .enter(|| UdpSocket::bind((destination, PORT)))
+            .enter(|| UdpSocket::bind((db.address(family), PORT)))
             .unwrap();
         sink.set_read_timeout(Some(SILENCE)).unwrap();
+        sink
+    });
+    let arrives = |family: Family| {
+        let (source, destination) = (web.address(family), db.address(family));
+        let sink = &sinks[usize::from(family == Family::V6)];
         let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], gateway);
         let ip = match (source, destination) {
             (IpAddr::V4(s), IpAddr::V4(d)) => ethernet.ipv4(s.octets(), d.octets(), 64),
