@@ -342,6 +342,8 @@ fn current_name(ifindex: u32, last_known: &str) -> Result<String, AttachError> {
     if_indextoname(ifindex)
         .ok()
         .and_then(|name| name.into_string().ok())
+        // nix 0.31 takes the null that means "no such interface" for success, with an empty name.
+        .filter(|name| !name.is_empty())
         .ok_or_else(|| AttachError::InterfaceGone {
             ifindex,
             interface: last_known.to_owned(),
@@ -351,6 +353,16 @@ fn current_name(ifindex: u32, last_known: &str) -> Result<String, AttachError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_has_no_name() {
+        assert_eq!(current_name(1, "").expect("loopback"), "lo");
+        let error = current_name(u32::MAX >> 1, "veth7").expect_err("no such index");
+        assert!(
+            matches!(&error, AttachError::InterfaceGone { interface, .. } if interface == "veth7"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn pins_are_read_back_as_they_are_named() {
