@@ -369,7 +369,7 @@ mod tests {
         let dir = Path::new("/sys/fs/bpf/portcullis/links");
         for (name, attach_type) in PROGRAMS {
             let (ifindex, parsed) = parse_pin(&pin_path(dir, 42, name)).expect("our own name");
-            assert_eq!((ifindex, parsed as u8), (42, attach_type as u8));
+            assert_eq!((ifindex, parsed), (42, attach_type));
         }
         for other in ["42", "x-from_pod", "42-other", "README"] {
             assert!(parse_pin(&dir.join(other)).is_none(), "{other}");
