@@ -107,7 +107,10 @@ mod tests {
         cli.build();
         cli.clone().debug_assert();
         let run = cli.find_subcommand("run").expect("run");
-        for option in run.get_arguments().filter(|option| option.get_id() != "help") {
+        for option in run
+            .get_arguments()
+            .filter(|option| option.get_id() != "help")
+        {
             assert!(option.get_env().is_some(), "{}", option.get_id());
         }
     }

@@ -224,7 +224,13 @@ mod tests {
             ),
             (
                 "IP that was not parsed",
-                Event { policy: 0, saddr: [0; 16], daddr: [0; 16], length: 60, ..tcp },
+                Event {
+                    policy: 0,
+                    saddr: [0; 16],
+                    daddr: [0; 16],
+                    length: 60,
+                    ..tcp
+                },
                 "drop ingress shop/web-1 ethertype=0x0800 length=60 reason=policy_denied",
             ),
             (

@@ -96,7 +96,9 @@ impl Fixture {
     /// With pods a (10.0.0.1) and b (10.0.0.2), loaded, and their interfaces 7 and 8 found.
     fn with_two_endpoints() -> Self {
         let mut fixture = Self::new();
-        fixture.engine.objects_changed(vec![pod("a", 1), pod("b", 2)]);
+        fixture
+            .engine
+            .objects_changed(vec![pod("a", 1), pod("b", 2)]);
         fixture.engine.loaded();
         fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
         fixture
@@ -114,7 +116,11 @@ impl Fixture {
     /// As [`Self::done`], but only of these beginnings.
     fn done_of(&mut self, beginnings: &[&str]) -> Vec<String> {
         let mut done = self.done();
-        done.retain(|what| beginnings.iter().any(|beginning| what.starts_with(beginning)));
+        done.retain(|what| {
+            beginnings
+                .iter()
+                .any(|beginning| what.starts_with(beginning))
+        });
         done
     }
 
@@ -205,7 +211,9 @@ fn position(done: &[String], what: &str) -> usize {
 #[test]
 fn nothing_is_programmed_before_the_first_load_is_complete() {
     let mut fixture = Fixture::new();
-    fixture.engine.objects_changed(vec![pod("a", 1), default_deny()]);
+    fixture
+        .engine
+        .objects_changed(vec![pod("a", 1), default_deny()]);
     fixture.engine.scanned(scan(&[(7, 1)]));
     assert_eq!(fixture.step(), None);
     assert_eq!(fixture.done(), [""; 0]);
@@ -215,7 +223,11 @@ fn nothing_is_programmed_before_the_first_load_is_complete() {
     assert_eq!(fixture.step(), None);
     let done = fixture.done();
     assert!(position(&done, "PutEndpoint 7") < position(&done, "attach 7"));
-    assert_eq!(done.last().map(String::as_str), Some("attach 7"), "attached last");
+    assert_eq!(
+        done.last().map(String::as_str),
+        Some("attach 7"),
+        "attached last"
+    );
     assert!(fixture.engine.is_settled());
     assert_eq!(fixture.engine.kernel.pruned, 1);
 }
@@ -223,9 +235,15 @@ fn nothing_is_programmed_before_the_first_load_is_complete() {
 #[test]
 fn programs_are_detached_before_the_row_goes() {
     let rows: [(&str, Disturb); 3] = [
-        ("the interface is gone", |engine| engine.scanned(scan(&[(8, 2)]))),
-        ("the pod is gone", |engine| engine.objects_changed(vec![pod_gone("a")])),
-        ("the pod has another address", |engine| engine.objects_changed(vec![pod("a", 9)])),
+        ("the interface is gone", |engine| {
+            engine.scanned(scan(&[(8, 2)]))
+        }),
+        ("the pod is gone", |engine| {
+            engine.objects_changed(vec![pod_gone("a")])
+        }),
+        ("the pod has another address", |engine| {
+            engine.objects_changed(vec![pod("a", 9)])
+        }),
     ];
     for (what, change) in rows {
         let mut fixture = Fixture::with_two_endpoints();
@@ -257,7 +275,10 @@ fn an_interface_whose_other_side_cannot_be_read_stays_enforced() {
     // Until its pod is gone.
     fixture.engine.objects_changed(vec![pod_gone("a")]);
     fixture.step();
-    assert_eq!(fixture.done_of(&ENDPOINTS), ["detach 7", "DeleteEndpoint 7"]);
+    assert_eq!(
+        fixture.done_of(&ENDPOINTS),
+        ["detach 7", "DeleteEndpoint 7"]
+    );
 }
 
 #[test]
@@ -292,7 +313,10 @@ fn an_operation_that_fails_is_tried_again_and_none_is_skipped() {
     assert!(!fixture.engine.is_settled());
     let stuck = fixture.engine.stuck(fixture.now).expect("stuck");
     assert!(stuck.operation.starts_with("PutEndpoint"), "{stuck:?}");
-    assert_eq!(stuck.error, "table peers is full; raise its size with PORTCULLIS_TABLE_SIZES=peers=N");
+    assert_eq!(
+        stuck.error,
+        "table peers is full; raise its size with PORTCULLIS_TABLE_SIZES=peers=N"
+    );
     // Before its time nothing is tried, and what changes meanwhile waits.
     fixture.engine.objects_changed(vec![pod("c", 3)]);
     let before = fixture.engine.kernel.done.len();
@@ -304,7 +328,10 @@ fn an_operation_that_fails_is_tried_again_and_none_is_skipped() {
     let done = fixture.done();
     assert_eq!(done, undisturbed, "pod c concerns no table");
     assert!(fixture.engine.is_settled() && fixture.engine.stuck(fixture.now).is_none());
-    assert_eq!(fixture.engine.revision(), fixture.engine.enforced_revision());
+    assert_eq!(
+        fixture.engine.revision(),
+        fixture.engine.enforced_revision()
+    );
 }
 
 #[test]
@@ -317,7 +344,10 @@ fn an_attachment_that_fails_holds_up_nobody_else() {
     assert_eq!(fixture.engine.kernel.pruned, 0);
     let states: Vec<_> = fixture.engine.endpoints().map(|(_, state)| state).collect();
     assert_eq!(states[0].word, "attaching");
-    assert_eq!(states[0].error.as_deref(), Some("program from_pod is not loaded"));
+    assert_eq!(
+        states[0].error.as_deref(),
+        Some("program from_pod is not loaded")
+    );
     // Changes go on.
     fixture.engine.objects_changed(vec![default_deny()]);
     fixture.step();
@@ -356,7 +386,10 @@ fn an_interface_that_goes_while_it_is_attached_is_simply_gone() {
     });
     assert_eq!(fixture.step(), None, "nothing to try again");
     let done = fixture.done_of(&ENDPOINTS);
-    let (put, delete) = (position(&done, "PutEndpoint 7"), position(&done, "DeleteEndpoint 7"));
+    let (put, delete) = (
+        position(&done, "PutEndpoint 7"),
+        position(&done, "DeleteEndpoint 7"),
+    );
     assert!(put < position(&done, "detach 7") && position(&done, "detach 7") < delete);
     assert!(fixture.engine.is_settled());
     assert_eq!(fixture.engine.endpoints().count(), 1);
@@ -367,8 +400,14 @@ fn pods_without_interface_are_known() {
     let mut fixture = Fixture::with_two_endpoints();
     fixture.engine.objects_changed(vec![pod("c", 3)]);
     fixture.step();
-    assert_eq!(fixture.engine.pods_without_interface(), [ObjectName::new("shop", "c")]);
-    assert!(fixture.engine.is_settled(), "which keeps nobody from being ready");
+    assert_eq!(
+        fixture.engine.pods_without_interface(),
+        [ObjectName::new("shop", "c")]
+    );
+    assert!(
+        fixture.engine.is_settled(),
+        "which keeps nobody from being ready"
+    );
 }
 
 #[test]

@@ -245,7 +245,10 @@ mod tests {
             let Command::Get(get) = cli.command else {
                 panic!("{name}")
             };
-            assert_eq!((get.resource, get.output.output), (resource, Some(Format::Wide)));
+            assert_eq!(
+                (get.resource, get.output.output),
+                (resource, Some(Format::Wide))
+            );
         }
     }
 

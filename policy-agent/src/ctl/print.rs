@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::table::render;
-use crate::report::{DirectionStatus, IdentityStatus, PolicyStatus, Status, TableStatus, WorkloadEndpoint};
+use crate::report::{
+    DirectionStatus, IdentityStatus, PolicyStatus, Status, TableStatus, WorkloadEndpoint,
+};
 
 /// Columns as Calico's users know them.
 pub(super) fn workload_endpoints(list: &[WorkloadEndpoint], wide: bool) -> String {

@@ -151,7 +151,8 @@ mod tests {
             refused,
             "the agent says: the agent is stopping or too busy to answer"
         );
-        let wrong = client::request::<SyncReport>(&path, Method::GET, "/v1/nothing", PATIENCE).await;
+        let wrong =
+            client::request::<SyncReport>(&path, Method::GET, "/v1/nothing", PATIENCE).await;
         assert!(matches!(wrong, Err(ClientError::Refused(_))), "{wrong:?}");
     }
 

@@ -1,0 +1,366 @@
+//! What people may ask of the compiler.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use policy_common::map;
+use policy_common::policy::RULES_PER_PAGE;
+use policy_common::verdict::Direction;
+
+use crate::atom::{Atom, Scope};
+use crate::compiler::{Compiler, Judge};
+use crate::limits::Problem;
+use crate::model::{LabelSelector, ObjectName, Requirement};
+use crate::page::DENY_ALL;
+
+/// One direction of an endpoint that is isolated in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectionView {
+    /// Policy id of the first page.
+    pub policy: u32,
+    /// Number of rules.
+    pub rules: usize,
+    /// The NetworkPolicies that isolate it; none where it is denied for another reason.
+    pub policies: Vec<ObjectName>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointView {
+    /// Host-side interface.
+    pub ifindex: u32,
+    /// Endpoint id.
+    pub id: u32,
+    /// Epoch.
+    pub epoch: u32,
+    /// Host-side interface name.
+    pub host_interface: String,
+    /// Interface name inside the pod.
+    pub interface: String,
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `None`: not isolated for ingress.
+    pub ingress: Option<DirectionView>,
+    /// `None`: not isolated for egress.
+    pub egress: Option<DirectionView>,
+}
+
+/// One identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityView {
+    /// Its number.
+    pub id: u32,
+    /// The peers of rules in force that match it, in words.
+    pub matches: Vec<String>,
+    /// Addresses that have it.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes that have it.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// Whether a policy is enforced on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyStatus {
+    /// On every local pod that it selects.
+    Enforced,
+    /// It selects no pod of this node.
+    NoLocalSubjects,
+    /// Not as written, and why.
+    Refused(String),
+}
+
+/// One NetworkPolicy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyView {
+    /// Its name.
+    pub name: ObjectName,
+    /// Whether it isolates for ingress.
+    pub isolates_ingress: bool,
+    /// Whether it isolates for egress.
+    pub isolates_egress: bool,
+    /// Number of ingress rules.
+    pub ingress_rules: usize,
+    /// Number of egress rules.
+    pub egress_rules: usize,
+    /// Local pods that it selects.
+    pub subjects: Vec<ObjectName>,
+    /// Whether it is enforced.
+    pub status: PolicyStatus,
+}
+
+/// What a policy id and rule index stand for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// The NetworkPolicies that isolate.
+    pub isolated_by: Vec<ObjectName>,
+    /// The deciding rule: its policy, and its index in `spec.ingress` or `spec.egress`.
+    pub rule: Option<(ObjectName, usize)>,
+    /// The direction judged.
+    pub direction: Direction,
+}
+
+impl Compiler {
+    /// Every endpoint with a row.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointView> {
+        let records = self.records.iter().filter_map(|(ifindex, record)| {
+            let endpoint = self.store.endpoint(*ifindex)?;
+            Some(EndpointView {
+                ifindex: *ifindex,
+                id: record.row.id,
+                epoch: record.row.epoch,
+                host_interface: endpoint.host_interface.clone(),
+                interface: endpoint.interface.clone(),
+                pod: record.pod.clone(),
+                addresses: endpoint.addresses.clone(),
+                ingress: self.direction_view(&record.judges[Direction::Ingress as usize]),
+                egress: self.direction_view(&record.judges[Direction::Egress as usize]),
+            })
+        });
+        records.collect()
+    }
+
+    fn direction_view(&self, judge: &Judge) -> Option<DirectionView> {
+        let policy = self.policy_id(judge);
+        match judge {
+            Judge::Nobody => None,
+            Judge::DenyAll => Some(DirectionView {
+                policy,
+                rules: 0,
+                policies: Vec::new(),
+            }),
+            Judge::List(list) => Some(DirectionView {
+                policy,
+                rules: list.rules.len(),
+                policies: list.policies.clone(),
+            }),
+        }
+    }
+
+    /// Every identity but 0.
+    #[must_use]
+    pub fn identities(&self) -> Vec<IdentityView> {
+        let views = self.identities.iter().map(|(id, record)| IdentityView {
+            id: *id,
+            matches: record
+                .set
+                .iter()
+                .filter_map(|atom| self.atoms.get(*atom))
+                .map(|record| words(&record.atom))
+                .collect(),
+            addresses: record.addresses.iter().copied().collect(),
+            prefixes: record.prefixes.iter().copied().collect(),
+        });
+        views.collect()
+    }
+
+    /// Every NetworkPolicy.
+    #[must_use]
+    pub fn policies(&self) -> Vec<PolicyView> {
+        let mut subjects: BTreeMap<&ObjectName, BTreeSet<ObjectName>> = BTreeMap::new();
+        for record in self.records.values() {
+            let Some(pod) = self.store.pod(&record.pod) else {
+                continue;
+            };
+            for policy in self.store.policies_in(&record.pod.namespace) {
+                if policy.subjects.matches(&pod.labels) {
+                    subjects
+                        .entry(&policy.name)
+                        .or_default()
+                        .insert(record.pod.clone());
+                }
+            }
+        }
+        let problems = self.pod_problems();
+        let views = self.store.policies().map(|policy| {
+            let subjects: Vec<_> = subjects
+                .remove(&policy.name)
+                .into_iter()
+                .flatten()
+                .collect();
+            let refused = subjects.iter().find_map(|pod| problems.get(pod));
+            let status = match refused {
+                Some(problem) => PolicyStatus::Refused(problem.to_string()),
+                None if subjects.is_empty() => PolicyStatus::NoLocalSubjects,
+                None => PolicyStatus::Enforced,
+            };
+            PolicyView {
+                name: policy.name.clone(),
+                isolates_ingress: policy.ingress.is_some(),
+                isolates_egress: policy.egress.is_some(),
+                ingress_rules: policy.ingress.as_ref().map_or(0, Vec::len),
+                egress_rules: policy.egress.as_ref().map_or(0, Vec::len),
+                subjects,
+                status,
+            }
+        });
+        views.collect()
+    }
+
+    fn pod_problems(&self) -> BTreeMap<&ObjectName, &Problem> {
+        let problems = self
+            .starved
+            .values()
+            .flatten()
+            .filter_map(|problem| match problem {
+                Problem::RuleListTooLong { pod, .. } | Problem::TableFull { pod, .. } => {
+                    Some((pod, problem))
+                }
+                _ => None,
+            });
+        problems.collect()
+    }
+
+    /// What a policy id, and a rule's index over all pages, stand for; `None` for an id not in force.
+    #[must_use]
+    pub fn explain(&self, policy_id: u32, rule: Option<u32>) -> Option<Explanation> {
+        let page = self.pages.get(&policy_id)?;
+        let first = page.number * RULES_PER_PAGE as usize;
+        let rule = rule.and_then(|index| page.list.rules.get(first + index as usize));
+        Some(Explanation {
+            isolated_by: page.list.policies.clone(),
+            rule: rule.and_then(|rule| rule.origins.first().cloned()),
+            direction: page.list.direction,
+        })
+    }
+
+    /// The pod that an address counts for.
+    #[must_use]
+    pub fn pod_of_address(&self, address: IpAddr) -> Option<ObjectName> {
+        self.store.owner(&address).map(|pod| pod.name.clone())
+    }
+
+    /// The pod of an endpoint id.
+    #[must_use]
+    pub fn pod_of_endpoint(&self, endpoint_id: u32) -> Option<ObjectName> {
+        let found = self
+            .records
+            .values()
+            .find(|record| record.row.id == endpoint_id);
+        found.map(|record| record.pod.clone())
+    }
+
+    /// What is not enforced as written.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self.starved.values().flatten().cloned().collect();
+        for (table, is_v4) in [
+            (map::IDENTITY_V4.name, true),
+            (map::IDENTITY_V6.name, false),
+        ] {
+            let missing = self
+                .unplaced
+                .iter()
+                .filter(|address| address.is_ipv4() == is_v4)
+                .count();
+            if missing > 0 {
+                let placed = self
+                    .address_ids
+                    .keys()
+                    .filter(|address| address.is_ipv4() == is_v4);
+                problems.push(Problem::TableTooSmall {
+                    table,
+                    rows: placed.count() + missing,
+                });
+            }
+        }
+        if self.peer_rows > self.limits.peers as usize {
+            let table = map::PEERS.name;
+            problems.push(Problem::TableTooSmall {
+                table,
+                rows: self.peer_rows,
+            });
+        }
+        for (address, claimants) in self.store.conflicts() {
+            let Some(owner) = self.store.owner(address) else {
+                continue;
+            };
+            for loser in claimants.iter().filter(|name| **name != owner.name) {
+                problems.push(Problem::AddressConflict {
+                    address: *address,
+                    owner: owner.name.clone(),
+                    loser: loser.clone(),
+                });
+            }
+        }
+        problems
+    }
+
+    /// Rows in the tables that the compiler fills, by name.
+    #[must_use]
+    pub fn table_use(&self) -> BTreeMap<&'static str, usize> {
+        let family = |is_v4| {
+            self.address_ids
+                .keys()
+                .filter(|a| a.is_ipv4() == is_v4)
+                .count()
+        };
+        BTreeMap::from([
+            (map::POLICIES.name, self.pages.len() + DENY_ALL as usize),
+            (map::PEERS.name, self.peer_rows),
+            (map::PORTS.name, self.port_rows),
+            (map::RULE_COUNTS.name, self.rule_rows),
+            (map::IDENTITY_V4.name, family(true)),
+            (map::IDENTITY_V6.name, family(false)),
+            (map::PREFIX_V4.name, self.prefixes.count(false)),
+            (map::PREFIX_V6.name, self.prefixes.count(true)),
+            (map::ENDPOINTS.name, self.records.len()),
+        ])
+    }
+}
+
+/// An atom in words.
+fn words(atom: &Atom) -> String {
+    match atom {
+        Atom::Pods { scope, pods } => {
+            let scope = match scope {
+                Scope::Namespace(name) => format!("namespace {name}"),
+                Scope::Selector(selector) if selector.requirements.is_empty() => {
+                    "all namespaces".to_owned()
+                }
+                Scope::Selector(selector) => format!("namespaces {}", selector_words(selector)),
+            };
+            if pods.requirements.is_empty() {
+                format!("all pods in {scope}")
+            } else {
+                format!("pods {} in {scope}", selector_words(pods))
+            }
+        }
+        Atom::Block { cidr, except } if except.is_empty() => cidr.to_string(),
+        Atom::Block { cidr, except } => {
+            let except: Vec<String> = except.iter().map(ToString::to_string).collect();
+            format!("{cidr} except {}", except.join(", "))
+        }
+        Atom::Named { peer, port } => {
+            let whose = peer.as_deref().map_or_else(|| "anyone".to_owned(), words);
+            format!("{whose} with port {} = {}", port.name, port.port)
+        }
+    }
+}
+
+fn selector_words(selector: &LabelSelector) -> String {
+    let requirements = selector
+        .requirements
+        .iter()
+        .map(|requirement| match requirement {
+            Requirement::In(key, values) if values.len() == 1 => {
+                format!("{key}={}", values.iter().next().map_or("", |value| value))
+            }
+            Requirement::In(key, values) => format!("{key} in ({})", join(values)),
+            Requirement::NotIn(key, values) => format!("{key} not in ({})", join(values)),
+            Requirement::Exists(key) => key.to_string(),
+            Requirement::DoesNotExist(key) => format!("!{key}"),
+        });
+    requirements.collect::<Vec<_>>().join(",")
+}
+
+fn join(values: &BTreeSet<std::sync::Arc<str>>) -> String {
+    values
+        .iter()
+        .map(|value| value.as_ref())
+        .collect::<Vec<_>>()
+        .join(", ")
+}

@@ -1,0 +1,356 @@
+//! Random clusters in random batches of changes, against the oracle: after every plan the tables say
+//! what the oracle says; after every single operation of it they say what the oracle said before or
+//! says after; and nothing stays in the tables that a compiler starting anew would not put there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use policy_common::verdict::Direction;
+use policy_core::model::{
+    Change, LabelSelector, Labels, LocalEndpoint, NamedPort, Namespace, NetworkPolicy, ObjectName,
+    Peer, Pod, PolicyPort, PortMatch, Protocol, Requirement, Rule,
+};
+use policy_core::oracle::Cluster;
+use policy_core::tables::Tables;
+use policy_core::{Compiler, Limits};
+use proptest::prelude::*;
+
+const NAMESPACES: [&str; 2] = ["a", "b"];
+const PODS: [&str; 4] = ["p0", "p1", "p2", "p3"];
+const VALUES: [&str; 3] = ["x", "y", "z"];
+const PORTS: [u16; 4] = [79, 80, 81, 8080];
+
+fn address(index: usize) -> IpAddr {
+    let text = [
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.1.1",
+        "10.0.1.2",
+        "10.1.0.1",
+        "fd00::1",
+        "fd00::2",
+        "fd00:1::1",
+    ];
+    text[index % text.len()].parse().expect("an address")
+}
+
+/// Addresses of pods, and some that no pod ever has.
+fn remotes() -> Vec<IpAddr> {
+    let strangers = [
+        "10.0.0.9",
+        "10.0.1.9",
+        "10.2.0.1",
+        "192.0.2.1",
+        "fd00::9",
+        "fd00:1::9",
+        "2001:db8::1",
+    ];
+    let strangers = strangers
+        .iter()
+        .map(|text| text.parse().expect("an address"));
+    (0..8).map(address).chain(strangers).collect()
+}
+
+fn name() -> impl Strategy<Value = ObjectName> {
+    (0..NAMESPACES.len(), 0..PODS.len())
+        .prop_map(|(namespace, pod)| ObjectName::new(NAMESPACES[namespace], PODS[pod]))
+}
+
+fn labels() -> impl Strategy<Value = Labels> {
+    prop::collection::btree_map(
+        prop::sample::select(&["k", "l"][..]).prop_map(Arc::from),
+        prop::sample::select(&VALUES[..]).prop_map(Arc::from),
+        0..=2,
+    )
+}
+
+fn values() -> impl Strategy<Value = BTreeSet<Arc<str>>> {
+    prop::collection::btree_set(prop::sample::select(&VALUES[..]).prop_map(Arc::from), 1..=2)
+}
+
+fn selector() -> impl Strategy<Value = LabelSelector> {
+    let key = || prop::sample::select(&["k", "l"][..]).prop_map(Arc::<str>::from);
+    let requirement = prop_oneof![
+        3 => (key(), values()).prop_map(|(key, values)| Requirement::In(key, values)),
+        1 => (key(), values()).prop_map(|(key, values)| Requirement::NotIn(key, values)),
+        1 => key().prop_map(Requirement::Exists),
+        1 => key().prop_map(Requirement::DoesNotExist),
+    ];
+    prop::collection::vec(requirement, 0..=1)
+        .prop_map(|requirements| LabelSelector { requirements })
+}
+
+fn block() -> impl Strategy<Value = Peer> {
+    prop::sample::select(vec![
+        ("10.0.0.0/8", vec![]),
+        ("10.0.0.0/16", vec!["10.0.1.0/24"]),
+        ("10.0.0.0/8", vec!["10.0.0.0/16", "10.1.0.0/16"]),
+        ("10.0.1.0/24", vec!["10.0.1.1/32"]),
+        ("0.0.0.0/0", vec!["10.0.0.0/24"]),
+        ("fd00::/16", vec!["fd00:1::/32"]),
+        ("fd00:1::/32", vec![]),
+        ("::/0", vec![]),
+    ])
+    .prop_map(|(cidr, except)| Peer::IpBlock {
+        cidr: cidr.parse().expect("a network"),
+        except: except
+            .iter()
+            .map(|net| net.parse().expect("a network"))
+            .collect(),
+    })
+}
+
+fn peer() -> impl Strategy<Value = Peer> {
+    let pods = (prop::option::of(selector()), prop::option::of(selector()))
+        .prop_filter("one is there", |(namespaces, pods)| {
+            namespaces.is_some() || pods.is_some()
+        })
+        .prop_map(|(namespaces, pods)| Peer::Pods { namespaces, pods });
+    prop_oneof![2 => pods, 1 => block()]
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop::sample::select(vec![Protocol::Tcp, Protocol::Udp])
+}
+
+fn port() -> impl Strategy<Value = PolicyPort> {
+    let port = prop_oneof![
+        1 => Just(PortMatch::Any),
+        2 => prop::sample::select(&PORTS[..]).prop_map(|port| PortMatch::Range(port, port)),
+        1 => Just(PortMatch::Range(80, 81)),
+        1 => Just(PortMatch::Range(1, 65535)),
+        2 => prop::sample::select(&["web", "dns"][..]).prop_map(|name| PortMatch::Named(name.into())),
+    ];
+    (protocol(), port).prop_map(|(protocol, port)| PolicyPort { protocol, port })
+}
+
+fn rules() -> impl Strategy<Value = Option<Vec<Rule>>> {
+    let rule = (
+        prop::collection::vec(peer(), 0..=2),
+        prop::collection::vec(port(), 0..=2),
+    )
+        .prop_map(|(peers, ports)| Rule { peers, ports });
+    prop::option::weighted(0.7, prop::collection::vec(rule, 0..=2))
+}
+
+fn pod() -> impl Strategy<Value = Pod> {
+    let ports = prop::collection::btree_set(
+        (
+            prop::sample::select(&["web", "dns"][..]),
+            protocol(),
+            prop::sample::select(&PORTS[..]),
+        )
+            .prop_map(|(name, protocol, port)| NamedPort {
+                name: name.into(),
+                protocol,
+                port,
+            }),
+        0..=2,
+    );
+    let addresses = prop::collection::vec(0..8_usize, 0..=2)
+        .prop_map(|indices| indices.into_iter().map(address).collect());
+    (
+        name(),
+        labels(),
+        addresses,
+        ports,
+        prop::bool::weighted(0.1),
+        0..4_i64,
+    )
+        .prop_map(
+            |(name, labels, addresses, ports, terminated, created)| Pod {
+                name,
+                labels,
+                addresses,
+                ports,
+                terminated,
+                created,
+                uid: "".into(),
+            },
+        )
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let namespace = prop::sample::select(&NAMESPACES[..]);
+    let policy_name = (namespace.clone(), 0..3_usize)
+        .prop_map(|(namespace, index)| ObjectName::new(namespace, ["n0", "n1", "n2"][index]));
+    let policy = (policy_name.clone(), selector(), rules(), rules()).prop_map(
+        |(name, subjects, ingress, egress)| {
+            Change::Policy(NetworkPolicy {
+                name,
+                subjects,
+                ingress,
+                egress,
+            })
+        },
+    );
+    let endpoint = (1..4_u32, name(), 0..8_usize).prop_map(|(ifindex, pod, index)| {
+        Change::Endpoint(LocalEndpoint {
+            ifindex,
+            host_interface: format!("veth{ifindex}"),
+            interface: "eth0".to_owned(),
+            pod,
+            addresses: vec![address(index)],
+        })
+    });
+    prop_oneof![
+        2 => (namespace.clone(), labels())
+            .prop_map(|(name, labels)| Change::Namespace(Namespace { name: name.into(), labels })),
+        1 => namespace.prop_map(|name| Change::NamespaceGone(name.into())),
+        6 => pod().prop_map(Change::Pod),
+        1 => name().prop_map(Change::PodGone),
+        6 => policy,
+        2 => policy_name.prop_map(Change::PolicyGone),
+        3 => endpoint,
+        1 => (1..4_u32).prop_map(Change::EndpointGone),
+    ]
+}
+
+/// (endpoint id, direction, remote, protocol, port) -> allowed.
+type Verdicts = BTreeMap<(u32, Direction, IpAddr, Option<Protocol>, u16), bool>;
+
+fn targets() -> Vec<(Option<Protocol>, u16)> {
+    let mut targets = vec![(None, 0)];
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        targets.extend(PORTS.map(|port| (Some(protocol), port)));
+    }
+    targets
+}
+
+fn of_tables(tables: &Tables, remotes: &[IpAddr]) -> Verdicts {
+    let mut verdicts = Verdicts::new();
+    for (ifindex, row) in &tables.endpoints {
+        for direction in Direction::ALL {
+            for remote in remotes {
+                for (protocol, port) in targets() {
+                    let number = protocol.map_or(1, Protocol::number);
+                    if let Some(allowed) = tables.allows(*ifindex, direction, *remote, number, port)
+                    {
+                        verdicts.insert((row.id, direction, *remote, protocol, port), allowed);
+                    }
+                }
+            }
+        }
+    }
+    verdicts
+}
+
+fn of_oracle(cluster: &Cluster, tables: &Tables, remotes: &[IpAddr]) -> Verdicts {
+    let mut verdicts = Verdicts::new();
+    for (ifindex, endpoint) in cluster.endpoints() {
+        let id = tables.endpoints[ifindex].id;
+        for direction in Direction::ALL {
+            for remote in remotes {
+                for (protocol, port) in targets() {
+                    let target = protocol.map(|protocol| (protocol, port));
+                    let allowed = cluster.allows(endpoint, direction, *remote, target);
+                    verdicts.insert((id, direction, *remote, protocol, port), allowed);
+                }
+            }
+        }
+    }
+    verdicts
+}
+
+/// Rows by table, for comparing sizes.
+fn sizes(tables: &Tables) -> [usize; 7] {
+    [
+        tables.endpoints.len(),
+        tables.policies.len(),
+        tables.peers.len(),
+        tables.ports.len(),
+        tables.rule_counts.len(),
+        tables.identities.len(),
+        tables.prefixes.len(),
+    ]
+}
+
+/// Every state of the cluster, as changes that build it from nothing.
+fn rebuilt(history: &[Vec<Change>]) -> Vec<Change> {
+    history.iter().flatten().cloned().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_operation_leaves_old_or_new_verdicts(
+        batches in prop::collection::vec(prop::collection::vec(change(), 1..6), 1..12),
+    ) {
+        let remotes = remotes();
+        let mut compiler = Compiler::new(Limits::default());
+        let mut tables = Tables::default();
+        let mut cluster = Cluster::default();
+        for (number, batch) in batches.iter().enumerate() {
+            let before = of_tables(&tables, &remotes);
+            for change in batch {
+                cluster.apply(change.clone());
+            }
+            let plan = compiler.apply(batch.clone());
+            let mut states = Vec::new();
+            for op in &plan.ops {
+                let epochs: BTreeMap<u32, u32> =
+                    tables.endpoints.values().map(|row| (row.id, row.epoch)).collect();
+                tables.apply(op);
+                for row in tables.endpoints.values() {
+                    if let Some(epoch) = epochs.get(&row.id) {
+                        prop_assert!(row.epoch == *epoch || row.epoch == epoch + 1);
+                    }
+                }
+                states.push(of_tables(&tables, &remotes));
+            }
+            let after = of_tables(&tables, &remotes);
+            prop_assert_eq!(&after, &of_oracle(&cluster, &tables, &remotes), "batch {}", number);
+            for (step, state) in states.iter().enumerate() {
+                for (key, allowed) in state {
+                    let old = before.get(key);
+                    // An endpoint that ends is detached already: nothing passes there any more.
+                    let new = after.get(key);
+                    prop_assert!(
+                        old == Some(allowed) || new == Some(allowed) || new.is_none(),
+                        "batch {} operation {} {:?}: {:?} is {}, and was {:?}, and will be {:?}",
+                        number, step, plan.ops[step], key, allowed, old, new,
+                    );
+                }
+            }
+            let mut anew = Tables::default();
+            let mut fresh = Compiler::new(Limits::default());
+            for op in fresh.apply(rebuilt(&batches[..=number])).ops {
+                anew.apply(&op);
+            }
+            prop_assert_eq!(sizes(&tables), sizes(&anew), "rows left over in batch {}", number);
+            let counted = compiler.table_use();
+            prop_assert_eq!(counted["peers"], tables.peers.len());
+            prop_assert_eq!(counted["ports"], tables.ports.len());
+            prop_assert_eq!(counted["policies"], tables.policies.len());
+            prop_assert_eq!(counted["rule_counts"], tables.rule_counts.len());
+            prop_assert_eq!(counted["prefix_v4"] + counted["prefix_v6"], tables.prefixes.len());
+        }
+    }
+
+    /// A change that takes access away, or changes it, must start a new epoch for whom it concerns.
+    #[test]
+    fn verdicts_change_only_with_the_epoch(
+        batches in prop::collection::vec(prop::collection::vec(change(), 1..4), 1..10),
+    ) {
+        let remotes = remotes();
+        let mut compiler = Compiler::new(Limits::default());
+        let mut tables = Tables::default();
+        for batch in batches {
+            let before = tables.clone();
+            let old = of_tables(&before, &remotes);
+            for op in compiler.apply(batch).ops {
+                tables.apply(&op);
+            }
+            let epoch = |tables: &Tables, id: u32| {
+                tables.endpoints.values().find(|row| row.id == id).map(|row| row.epoch)
+            };
+            for (key, allowed) in of_tables(&tables, &remotes) {
+                if old.get(&key).is_some_and(|old| *old != allowed) {
+                    prop_assert_ne!(epoch(&before, key.0), epoch(&tables, key.0), "{:?}", key);
+                }
+            }
+        }
+    }
+}
