@@ -9,4 +9,5 @@ pub mod bench;
 pub mod demo;
 pub mod netns;
 pub mod packet;
+pub mod tables_by_hand;
 pub mod testrun;

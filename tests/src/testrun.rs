@@ -154,5 +154,8 @@ pub fn run_program(
         repeat: times,
         ..TestRunOptions::default()
     })?;
-    Ok((result.return_value as i32, result.duration.as_nanos() as u32))
+    Ok((
+        result.return_value as i32,
+        result.duration.as_nanos() as u32,
+    ))
 }

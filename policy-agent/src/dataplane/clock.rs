@@ -9,10 +9,8 @@ pub(super) fn jiffies_per_second() -> u32 {
         return 1000;
     };
     let nanoseconds = resolution.tv_sec() * 1_000_000_000 + resolution.tv_nsec();
-    match u32::try_from(1_000_000_000 / nanoseconds.max(1)) {
-        Ok(hz @ 24..=2000) => hz,
-        _ => 1000,
-    }
+    let hz = u32::try_from(1_000_000_000 / nanoseconds.max(1)).unwrap_or(0);
+    if (24..=2000).contains(&hz) { hz } else { 1000 }
 }
 
 #[cfg(test)]

@@ -1,9 +1,71 @@
-//! The compiler's rows.
+//! The compiler's rows: 10,000 policies and 100,000 pods, of which 100 are local.
 
-use anyhow::Result;
+use std::time::Instant;
 
-use super::report::Row;
+use anyhow::{Context, Result};
+use policy_core::model::Change;
+use policy_core::{Compiler, Limits, synthetic};
+
+use super::report::{Mark, Row};
+
+/// The process's resident memory in bytes.
+fn resident() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .context("VmRSS")?;
+    let kilobytes: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
+    Ok(kilobytes * 1024.0)
+}
 
 pub(super) fn measure() -> Result<Vec<Row>> {
-    Ok(Vec::new())
+    let changes = synthetic::cluster(10_000, 100_000, 100);
+    let before = resident()?;
+    let start = Instant::now();
+    let mut compiler = Compiler::new(Limits::default());
+    let plan = compiler.apply(changes);
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!("compiled {} operations", plan.ops.len());
+    // The changes' own objects are handed over, not copied: what grew is the compiler's and the plan's.
+    let grown = (resident()? - before) / 1e6;
+    drop(plan);
+    let mut samples: Vec<f64> = Vec::new();
+    for index in (0..100_000).step_by(97) {
+        let mut pod = synthetic::pod(index);
+        pod.labels
+            .insert("app".into(), format!("app-{}", index % 7).as_str().into());
+        let start = Instant::now();
+        let plan = compiler.apply(vec![Change::Pod(pod)]);
+        samples.push(start.elapsed().as_secs_f64() * 1e6);
+        drop(plan);
+    }
+    samples.sort_unstable_by(f64::total_cmp);
+    let row = |name: &str, median, unit, limit| Row {
+        name: name.to_owned(),
+        median,
+        unit,
+        mark: Some(Mark::Below(limit)),
+    };
+    Ok(vec![
+        row(
+            "compile 10k policies, 100k pods, 100 local",
+            seconds,
+            "s",
+            2.0,
+        ),
+        row("memory grown by that", grown, "MB", 200.0),
+        row(
+            "one pod event, median",
+            samples[samples.len() / 2],
+            "us",
+            1000.0,
+        ),
+        row(
+            "one pod event, worst of 1031",
+            samples[samples.len() - 1],
+            "us",
+            1000.0,
+        ),
+    ])
 }

@@ -60,7 +60,11 @@ fn settings() -> Result<Settings> {
     };
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
+        let mut value = || {
+            arguments
+                .next()
+                .with_context(|| format!("{argument} wants a value"))
+        };
         match argument.as_str() {
             "--rounds" => settings.rounds = value()?.parse().context("--rounds wants a number")?,
             "--json" => settings.json = Some(value()?.into()),
@@ -77,9 +81,12 @@ fn floor_object() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let object = env::var_os("PORTCULLIS_BPF_OBJECT").map(PathBuf::from);
-    let beside = object.as_deref().and_then(|object| object.parent()).map(|directory| {
-        ["portcullis-floor.o", "portcullis-floor"].map(|name| directory.join(name))
-    });
+    let beside = object
+        .as_deref()
+        .and_then(|object| object.parent())
+        .map(|directory| {
+            ["portcullis-floor.o", "portcullis-floor"].map(|name| directory.join(name))
+        });
     beside
         .into_iter()
         .flatten()

@@ -51,23 +51,32 @@ pub(super) fn measure(floor_object: &Path, rounds: usize) -> Result<Vec<Row>> {
     ] {
         cases.push(new_flow(floor_object, name, peers, 1)?);
     }
-    for (name, rules) in
-        [("new flow, 1 rule", 1), ("new flow, 100 rules", 100), ("new flow, 1000 rules", 1_000)]
-    {
+    for (name, rules) in [
+        ("new flow, 1 rule", 1),
+        ("new flow, 100 rules", 100),
+        ("new flow, 1000 rules", 1_000),
+    ] {
         cases.push(new_flow(floor_object, name, 10, rules)?);
     }
     cases.push(ip_block(floor_object)?);
     cases.extend(denied(floor_object)?);
     let mut samples: Vec<Vec<u32>> = cases.iter().map(|_| Vec::new()).collect();
     for round in 0..=rounds {
-        eprintln!("round {round} of {rounds}{}", if round == 0 { " (warming up)" } else { "" });
+        eprintln!(
+            "round {round} of {rounds}{}",
+            if round == 0 { " (warming up)" } else { "" }
+        );
         let count = cases.len();
         for step in 0..count {
             // A different beginning each round, and every other round backwards.
             let turned = (step + round * 7) % count;
-            let index = if round % 2 == 0 { turned } else { count - 1 - turned };
-            let nanoseconds = (cases[index].measure)()
-                .with_context(|| format!("row {}", cases[index].name))?;
+            let index = if round % 2 == 0 {
+                turned
+            } else {
+                count - 1 - turned
+            };
+            let nanoseconds =
+                (cases[index].measure)().with_context(|| format!("row {}", cases[index].name))?;
             if round > 0 {
                 samples[index].push(nanoseconds);
             }
@@ -90,20 +99,40 @@ pub(super) fn measure(floor_object: &Path, rounds: usize) -> Result<Vec<Row>> {
 
 fn tcp(remote: Ipv4Addr, tcp_flags: u8) -> Vec<u8> {
     let local = SocketAddr::new(LOCAL.into(), 40_000);
-    frame(local, SocketAddr::new(remote.into(), PORT), Kind::Tcp(tcp_flags))
+    frame(
+        local,
+        SocketAddr::new(remote.into(), PORT),
+        Kind::Tcp(tcp_flags),
+    )
 }
 
 fn reply(remote: Ipv4Addr) -> Vec<u8> {
     let local = SocketAddr::new(LOCAL.into(), 40_000);
-    frame(SocketAddr::new(remote.into(), PORT), local, Kind::Tcp(flags::ACK))
+    frame(
+        SocketAddr::new(remote.into(), PORT),
+        local,
+        Kind::Tcp(flags::ACK),
+    )
 }
 
 fn rotate_ports() -> Rotation {
-    Rotation { seed: 1, first_port: 0, ports: 65_536, first_peer: 0, peers: 0 }
+    Rotation {
+        seed: 1,
+        first_port: 0,
+        ports: 65_536,
+        first_peer: 0,
+        peers: 0,
+    }
 }
 
 fn rotate_peers(peers: u32) -> Rotation {
-    Rotation { seed: 1, first_port: 0, ports: 65_536, first_peer: PEERS, peers }
+    Rotation {
+        seed: 1,
+        first_port: 0,
+        ports: 65_536,
+        first_peer: PEERS,
+        peers,
+    }
 }
 
 fn floors(object: &Path) -> Result<Vec<Case>> {
@@ -115,28 +144,53 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
         floor.fill_prefixes(prefixes)?;
         floor.run("floor_insert", &packet, 1)?;
         let measure = Box::new(move || floor.run(program, &packet, TIMES));
-        cases.push(Case { name, mark: None, measure });
+        cases.push(Case {
+            name,
+            mark: None,
+            measure,
+        });
         Ok(())
     };
     direct("floor: empty program", "floor_empty", EVICTING, 0)?;
     direct("floor: one array", "floor_array", EVICTING, 0)?;
     direct("floor: parse, one LRU hit", "floor_lru", RESTING, 0)?;
-    direct("floor: parse, LPM of 10 prefixes", "floor_lpm", EVICTING, 10)?;
-    direct("floor: parse, LPM of 10k prefixes", "floor_lpm", EVICTING, 10_000)?;
+    direct(
+        "floor: parse, LPM of 10 prefixes",
+        "floor_lpm",
+        EVICTING,
+        10,
+    )?;
+    direct(
+        "floor: parse, LPM of 10k prefixes",
+        "floor_lpm",
+        EVICTING,
+        10_000,
+    )?;
     let mut rotating = |name, program, flows| -> Result<()> {
         let mut floor = Floor::load(object, flows)?;
         let packet = established.clone();
         let fill = floor.fd("floor_insert")?;
         floor.run_rotating(&fill, rotate_ports(), &packet, 4 * 65_536)?;
         let next = floor.fd(program)?;
-        let measure =
-            Box::new(move || floor.run_rotating(&next, rotate_ports(), &packet, TIMES));
-        cases.push(Case { name, mark: None, measure });
+        let measure = Box::new(move || floor.run_rotating(&next, rotate_ports(), &packet, TIMES));
+        cases.push(Case {
+            name,
+            mark: None,
+            measure,
+        });
         Ok(())
     };
     rotating("floor: rotate, empty program", "floor_empty", EVICTING)?;
-    rotating("floor: rotate, parse, one LRU hit of 64k", "floor_lru", RESTING)?;
-    rotating("floor: rotate, parse, LRU insert, evicting", "floor_insert", EVICTING)?;
+    rotating(
+        "floor: rotate, parse, one LRU hit of 64k",
+        "floor_lru",
+        RESTING,
+    )?;
+    rotating(
+        "floor: rotate, parse, LRU insert, evicting",
+        "floor_insert",
+        EVICTING,
+    )?;
     Ok(cases)
 }
 
@@ -153,10 +207,15 @@ fn machine(flows: u32, ingress_policy: u32, egress_policy: u32) -> Result<Machin
         ingress_policy,
         egress_policy,
         flags: Endpoint::HAS_IPV4,
-        ipv4: AddressV4 { octets: LOCAL.octets() },
+        ipv4: AddressV4 {
+            octets: LOCAL.octets(),
+        },
         ..Endpoint::default()
     };
-    machine.apply(&[Op::PutEndpoint { ifindex: LOOPBACK, endpoint }])?;
+    machine.apply(&[Op::PutEndpoint {
+        ifindex: LOOPBACK,
+        endpoint,
+    }])?;
     Ok(machine)
 }
 
@@ -168,10 +227,19 @@ fn policy(rules: u32) -> Vec<Op> {
         everyone.set(rule);
         let mut bits = RuleBits::EMPTY;
         bits.set(rule);
-        let first = if rule + 1 == rules { PORT } else { 10_000 + rule as u16 };
+        let first = if rule + 1 == rules {
+            PORT
+        } else {
+            10_000 + rule as u16
+        };
         let key = PortKey::block(1, 6, PortBlock { first, bits: 16 });
-        ops.push(Op::PutPort { key, bits: Box::new(bits) });
-        ops.push(Op::PutRuleCount { key: policy_common::policy::RuleKey { policy: 1, rule } });
+        ops.push(Op::PutPort {
+            key,
+            bits: Box::new(bits),
+        });
+        ops.push(Op::PutRuleCount {
+            key: policy_common::policy::RuleKey { policy: 1, rule },
+        });
     }
     let header = PolicyHeader {
         flags: PolicyHeader::VALID | PolicyHeader::ISOLATED | PolicyHeader::UNKNOWN_MATCHES_NONE,
@@ -182,8 +250,14 @@ fn policy(rules: u32) -> Vec<Op> {
         _pad: 0,
     };
     ops.push(Op::PutPolicy { id: 1, header });
-    let key = PeerKey { policy: 1, identity: 1 };
-    ops.push(Op::PutPeer { key, bits: Box::new(everyone) });
+    let key = PeerKey {
+        policy: 1,
+        identity: 1,
+    };
+    ops.push(Op::PutPeer {
+        key,
+        bits: Box::new(everyone),
+    });
     ops
 }
 
@@ -195,21 +269,48 @@ fn peers(count: u32) -> impl Iterator<Item = Op> {
 }
 
 fn program(machine: &mut Machine, name: &str) -> Result<ProgramFd> {
-    let program: &SchedClassifier =
-        machine.dataplane.ebpf_mut().program(name).context("no such program")?.try_into()?;
+    let program: &SchedClassifier = machine
+        .dataplane
+        .ebpf_mut()
+        .program(name)
+        .context("no such program")?
+        .try_into()?;
     Ok(program.fd()?.try_clone()?)
 }
 
 /// Opens one flow, so that its packets are established ones.
 fn establish(machine: &mut Machine, remote: Ipv4Addr) -> Result<()> {
-    expect(machine, Direction::Egress, &tcp(remote, flags::SYN), Reason::PolicyAllowed)?;
-    expect(machine, Direction::Ingress, &reply(remote), Reason::Established)?;
-    expect(machine, Direction::Egress, &tcp(remote, flags::ACK), Reason::Established)
+    expect(
+        machine,
+        Direction::Egress,
+        &tcp(remote, flags::SYN),
+        Reason::PolicyAllowed,
+    )?;
+    expect(
+        machine,
+        Direction::Ingress,
+        &reply(remote),
+        Reason::Established,
+    )?;
+    expect(
+        machine,
+        Direction::Egress,
+        &tcp(remote, flags::ACK),
+        Reason::Established,
+    )
 }
 
-fn expect(machine: &mut Machine, direction: Direction, packet: &[u8], wanted: Reason) -> Result<()> {
+fn expect(
+    machine: &mut Machine,
+    direction: Direction,
+    packet: &[u8],
+    wanted: Reason,
+) -> Result<()> {
     let reason = machine.run(direction, LOOPBACK, packet)?.reason;
-    ensure!(reason == wanted, "expected {wanted:?}, and it was {reason:?}");
+    ensure!(
+        reason == wanted,
+        "expected {wanted:?}, and it was {reason:?}"
+    );
     Ok(())
 }
 
@@ -221,14 +322,32 @@ fn fast_path(object: &Path) -> Result<Vec<Case>> {
             expect(&mut machine, direction, &packet, wanted)?;
             Ok(machine.repeat(direction, LOOPBACK, &packet, TIMES)?.1)
         });
-        cases.push(Case { name, mark: Some(mark), measure });
+        cases.push(Case {
+            name,
+            mark: Some(mark),
+            measure,
+        });
     };
     let unisolated = || Mark::Times(1.5, "floor: one array", None);
     let packet = tcp(remote, flags::ACK);
     let (name, wanted) = ("un-isolated, from_pod", Reason::NotIsolated);
-    direct(name, machine(RESTING, 0, 0)?, Direction::Egress, packet.clone(), wanted, unisolated());
+    direct(
+        name,
+        machine(RESTING, 0, 0)?,
+        Direction::Egress,
+        packet.clone(),
+        wanted,
+        unisolated(),
+    );
     let name = "un-isolated, to_pod";
-    direct(name, machine(RESTING, 0, 0)?, Direction::Ingress, reply(remote), wanted, unisolated());
+    direct(
+        name,
+        machine(RESTING, 0, 0)?,
+        Direction::Ingress,
+        reply(remote),
+        wanted,
+        unisolated(),
+    );
 
     let hot = || Mark::Times(1.25, "floor: parse, one LRU hit", None);
     let isolated = || -> Result<Machine> {
@@ -239,8 +358,22 @@ fn fast_path(object: &Path) -> Result<Vec<Case>> {
         Ok(machine)
     };
     let wanted = Reason::Established;
-    direct("established, hot", isolated()?, Direction::Egress, packet.clone(), wanted, hot());
-    direct("reply, hot", isolated()?, Direction::Ingress, reply(remote), wanted, hot());
+    direct(
+        "established, hot",
+        isolated()?,
+        Direction::Egress,
+        packet.clone(),
+        wanted,
+        hot(),
+    );
+    direct(
+        "reply, hot",
+        isolated()?,
+        Direction::Ingress,
+        reply(remote),
+        wanted,
+        hot(),
+    );
 
     // 64k flows: opened by rotating SYNs, answered by an established packet each.
     let mut machine = isolated()?;
@@ -265,12 +398,23 @@ fn fast_path(object: &Path) -> Result<Vec<Case>> {
             rows.iter().find(wanted).map_or(0, |row| row.packets)
         };
         let hits = count(&now) - count(&last);
-        ensure!(hits > u64::from(TIMES) * 99 / 100, "only {hits} of {TIMES} were established");
+        ensure!(
+            hits > u64::from(TIMES) * 99 / 100,
+            "only {hits} of {TIMES} were established"
+        );
         last = now;
         Ok(nanoseconds)
     });
-    let mark = Some(Mark::Times(1.25, "floor: rotate, parse, one LRU hit of 64k", None));
-    cases.push(Case { name: "established, 64k flows rotating", mark, measure });
+    let mark = Some(Mark::Times(
+        1.25,
+        "floor: rotate, parse, one LRU hit of 64k",
+        None,
+    ));
+    cases.push(Case {
+        name: "established, 64k flows rotating",
+        mark,
+        measure,
+    });
     Ok(cases)
 }
 
@@ -300,10 +444,19 @@ fn opening(
     let next = program(&mut machine, "from_pod")?;
     let packet = tcp(Ipv4Addr::from(PEERS), flags::SYN);
     let measure = Box::new(move || {
-        expect(&mut machine, Direction::Egress, &packet, Reason::PolicyAllowed)?;
+        expect(
+            &mut machine,
+            Direction::Egress,
+            &packet,
+            Reason::PolicyAllowed,
+        )?;
         floor.run_rotating(&next, rotation, &packet, TIMES)
     });
-    Ok(Case { name, mark: Some(mark), measure })
+    Ok(Case {
+        name,
+        mark: Some(mark),
+        measure,
+    })
 }
 
 fn ip_block(object: &Path) -> Result<Case> {
@@ -313,16 +466,30 @@ fn ip_block(object: &Path) -> Result<Case> {
         | PolicyHeader::ISOLATED
         | PolicyHeader::UNKNOWN_MATCHES_NONE
         | PolicyHeader::HAS_PREFIXES;
-    let header = PolicyHeader { flags, baseline_start: 1, rules: 1, ..PolicyHeader::default() };
+    let header = PolicyHeader {
+        flags,
+        baseline_start: 1,
+        rules: 1,
+        ..PolicyHeader::default()
+    };
     let mut ops = vec![Op::PutPolicy { id: 1, header }];
     for index in 0..10_000 {
         let network = Ipv4Addr::from(PEERS + (index << 8));
         let prefix = IpNet::V4(Ipv4Net::new(network, 24)?);
-        ops.push(Op::PutPrefix { prefix, identity: Identity { id: 1 } });
+        ops.push(Op::PutPrefix {
+            prefix,
+            identity: Identity { id: 1 },
+        });
     }
     machine.apply(&ops)?;
     let mark = Mark::Times(1.5, "floor: rotate, parse, LRU insert, evicting", None);
-    opening(object, "new flow, ipBlock of 10k prefixes", mark, machine, rotate_peers(10_000 << 8))
+    opening(
+        object,
+        "new flow, ipBlock of 10k prefixes",
+        mark,
+        machine,
+        rotate_peers(10_000 << 8),
+    )
 }
 
 fn denied(object: &Path) -> Result<Vec<Case>> {
@@ -334,10 +501,21 @@ fn denied(object: &Path) -> Result<Vec<Case>> {
         machine.apply(&policy(1))?;
         machine.apply(&peers(10).collect::<Vec<_>>())?;
         let measure = Box::new(move || {
-            expect(&mut machine, Direction::Egress, &packet, Reason::PolicyDenied)?;
-            Ok(machine.repeat(Direction::Egress, LOOPBACK, &packet, TIMES)?.1)
+            expect(
+                &mut machine,
+                Direction::Egress,
+                &packet,
+                Reason::PolicyDenied,
+            )?;
+            Ok(machine
+                .repeat(Direction::Egress, LOOPBACK, &packet, TIMES)?
+                .1)
         });
-        cases.push(Case { name, mark: mark(), measure });
+        cases.push(Case {
+            name,
+            mark: mark(),
+            measure,
+        });
         Ok(())
     };
     direct("denied, no rule for the peer", tcp(STRANGER, flags::SYN))?;
@@ -345,6 +523,9 @@ fn denied(object: &Path) -> Result<Vec<Case>> {
     other_port[36..38].copy_from_slice(&9_999_u16.to_be_bytes());
     direct("denied, no rule for the port", other_port)?;
     let local = SocketAddr::new(LOCAL.into(), 40_000);
-    direct("denied, UDP", frame(local, SocketAddr::new(STRANGER.into(), PORT), Kind::Udp))?;
+    direct(
+        "denied, UDP",
+        frame(local, SocketAddr::new(STRANGER.into(), PORT), Kind::Udp),
+    )?;
     Ok(cases)
 }

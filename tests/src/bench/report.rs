@@ -36,11 +36,15 @@ impl Report {
 
     /// (what the mark is taken of, the ratio or value reached, the limit).
     fn judge(&self, row: &Row) -> Option<(String, f64, f64)> {
-        let medians: BTreeMap<&str, f64> =
-            self.rows.iter().map(|row| (row.name.as_str(), row.median)).collect();
+        let medians: BTreeMap<&str, f64> = self
+            .rows
+            .iter()
+            .map(|row| (row.name.as_str(), row.median))
+            .collect();
         match row.mark.as_ref()? {
             Mark::Times(limit, base, plus) => {
-                let floor = medians.get(base)? + plus.map_or(Some(&0.0), |name| medians.get(name))?;
+                let floor =
+                    medians.get(base)? + plus.map_or(Some(&0.0), |name| medians.get(name))?;
                 let of = plus.map_or((*base).to_owned(), |plus| format!("{base} + {plus}"));
                 Some((of, row.median / floor, *limit))
             }
