@@ -123,7 +123,18 @@ pub(super) fn attach(
             Mode::Clsact => attach_clsact(program, &interface, attach_type, &pin),
         };
         if let Err(error) = attached {
-            return Err(explain(error, name, ifindex, &interface, &pin));
+            let error = explain(error, name, ifindex, &interface, &pin);
+            // Half attached is not attached: nobody would detach the other half.
+            let half = Attachment {
+                ifindex,
+                interface,
+                mode,
+                _links: links,
+            };
+            if let Err(left) = detach(links_dir, half) {
+                tracing::warn!(ifindex, error = %left, "a half attached interface stays so");
+            }
+            return Err(error);
         }
     }
     // The name was resolved before: make sure that it still means the same interface.
