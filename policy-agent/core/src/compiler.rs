@@ -77,6 +77,10 @@ pub(crate) struct Move {
     pub(crate) new: u32,
 }
 
+/// What a move looks like from a page: the old and the new identity, and, where one of them is 0, the
+/// identity of the longest prefix, which then shows through.
+pub(crate) type Transition = (u32, u32, u32);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Compiler {
@@ -110,6 +114,8 @@ pub(crate) struct Draft {
     pub(crate) new_pages: BTreeSet<u32>,
     /// Pages that some endpoint leaves.
     pub(crate) left: BTreeSet<u32>,
+    /// Pages that a list had before it was renewed.
+    pub(crate) orphans: Vec<u32>,
     /// Endpoints whose flows must be judged again.
     pub(crate) revoked: BTreeSet<u32>,
 }
@@ -158,13 +164,17 @@ impl Compiler {
         }
         self.add_indirect(&mut dirty);
 
-        let (targets, gone) = self.judge_endpoints(&dirty, &mut draft);
+        let (mut targets, gone) = self.judge_endpoints(&dirty, &mut draft);
         self.note_left_pages(&targets, &gone, &mut draft);
+        self.renew_joined_lists(&mut targets, &gone, &mut draft);
         let moves = self.move_addresses(&mut dirty, &mut draft);
         let transitional = self.transitional(&moves, &mut draft);
-        for Move { address, old, new } in &moves {
-            let through = transitional.get(&(*old, *new)).copied().unwrap_or(*new);
-            self.put_address(*address, *old, through, &mut draft.ops);
+        for step in &moves {
+            let through = transitional
+                .get(&self.transition(step))
+                .copied()
+                .unwrap_or(step.new);
+            self.put_address(step.address, step.old, through, &mut draft.ops);
         }
         self.switch_endpoints(targets, &gone, &mut draft);
         self.revoke(&mut draft);
@@ -301,7 +311,7 @@ impl Compiler {
     }
 
     /// Compiles a list: registers its atoms and emits its pages' rows, those of `peers` apart.
-    fn create(&mut self, list: &Arc<RuleList>, draft: &mut Draft) {
+    pub(crate) fn create(&mut self, list: &Arc<RuleList>, draft: &mut Draft) {
         for atom in list
             .rules
             .iter()
@@ -561,6 +571,14 @@ impl Compiler {
         blocks.into_iter().flatten().collect()
     }
 
+    /// The transition that a move is.
+    pub(crate) fn transition(&self, step: &Move) -> Transition {
+        let shows_through = step.old == 0 || step.new == 0;
+        let prefix = self.prefixes.lookup(step.address).filter(|_| shows_through);
+        let prefix = prefix.and_then(|(prefix, _)| self.prefix_ids.get(&prefix));
+        (step.old, step.new, prefix.copied().unwrap_or(0))
+    }
+
     /// Pages on which a move changes the address's row.
     pub(crate) fn pages_touched(&self, step: &Move) -> BTreeSet<u32> {
         let (old, new) = (
@@ -572,23 +590,23 @@ impl Compiler {
 
     /// Makes transitional identities for moves that pages being left must not see, and notes whose
     /// flows the moves concern.
-    fn transitional(&mut self, moves: &[Move], draft: &mut Draft) -> BTreeMap<(u32, u32), u32> {
+    fn transitional(&mut self, moves: &[Move], draft: &mut Draft) -> BTreeMap<Transition, u32> {
         let mut transitional = BTreeMap::new();
         let mut touched = BTreeSet::new();
-        let mut seen_before: BTreeMap<(u32, u32), BTreeSet<u32>> = BTreeMap::new();
+        let mut seen_before: BTreeMap<Transition, BTreeSet<u32>> = BTreeMap::new();
         for step in moves {
-            // Between two rows the pages depend on the identities alone.
-            let pages = match seen_before.get(&(step.old, step.new)) {
-                Some(pages) if step.old != 0 && step.new != 0 => pages.clone(),
-                _ => {
+            let transition = self.transition(step);
+            let pages = match seen_before.get(&transition) {
+                Some(pages) => pages.clone(),
+                None => {
                     let pages = self.pages_touched(step);
-                    seen_before.insert((step.old, step.new), pages.clone());
+                    seen_before.insert(transition, pages.clone());
                     pages
                 }
             };
             let kept_from = pages.intersection(&draft.left).next().is_some();
             touched.extend(pages);
-            if !kept_from || transitional.contains_key(&(step.old, step.new)) {
+            if !kept_from || transitional.contains_key(&transition) {
                 continue;
             }
             let id = self.identities.numbers.allocate();
@@ -608,7 +626,7 @@ impl Compiler {
                     self.put_peer(page, id, bits, &mut draft.ops);
                 }
             }
-            transitional.insert((step.old, step.new), id);
+            transitional.insert(transition, id);
         }
         draft.revoked.extend(self.users_of(&touched));
         transitional

@@ -8,7 +8,7 @@ use policy_common::address::{AddressV4, AddressV6};
 use policy_common::endpoint::Endpoint;
 use policy_common::policy::{PeerKey, RuleKey};
 
-use crate::compiler::{Compiler, Draft, EndpointRecord, Judge, Move};
+use crate::compiler::{Compiler, Draft, EndpointRecord, Judge, Move, Transition};
 use crate::model::LocalEndpoint;
 use crate::op::Op;
 use crate::rules::RuleList;
@@ -39,6 +39,51 @@ impl Compiler {
                 {
                     draft.left.extend(&list.pages);
                 }
+            }
+        }
+    }
+
+    /// Gives fresh pages to lists that one endpoint leaves and another joins: the old pages may have to
+    /// show the old view for a while, which is no view that the newcomer ever had. All who stay move
+    /// over as well.
+    pub(crate) fn renew_joined_lists(
+        &mut self,
+        targets: &mut Targets,
+        gone: &BTreeSet<u32>,
+        draft: &mut Draft,
+    ) {
+        let mut joined: Vec<Arc<RuleList>> = Vec::new();
+        for (ifindex, (judges, _)) in targets.iter() {
+            let former = self
+                .records
+                .get(ifindex)
+                .filter(|_| !gone.contains(ifindex));
+            for (slot, judge) in judges.iter().enumerate() {
+                let stays = former.is_some_and(|record| record.judges[slot] == *judge);
+                if let Judge::List(list) = judge
+                    && !stays
+                    && let Some(record) = self.lists.get(list)
+                    && record.pages.iter().any(|page| draft.left.contains(page))
+                    && !joined.contains(list)
+                {
+                    joined.push(list.clone());
+                }
+            }
+        }
+        for list in joined {
+            let Some(record) = self.lists.remove(&list) else {
+                continue;
+            };
+            self.create(&list, draft);
+            for user in &record.users {
+                if let Some(former) = self.records.get(user) {
+                    let target = || (former.judges.clone(), former.names.clone());
+                    targets.entry(*user).or_insert_with(target);
+                }
+            }
+            draft.orphans.extend(record.pages);
+            if let Some(renewed) = self.lists.get_mut(&list) {
+                renewed.users = record.users;
             }
         }
     }
@@ -169,12 +214,12 @@ impl Compiler {
     pub(crate) fn finish_moves(
         &mut self,
         moves: &[Move],
-        transitional: &BTreeMap<(u32, u32), u32>,
+        transitional: &BTreeMap<Transition, u32>,
         draft: &mut Draft,
     ) {
         let mut touched = BTreeSet::new();
         for step in moves {
-            if let Some(through) = transitional.get(&(step.old, step.new)) {
+            if let Some(through) = transitional.get(&self.transition(step)) {
                 self.put_address(step.address, *through, step.new, &mut draft.ops);
                 touched.extend(self.pages_touched(step));
             }
@@ -188,11 +233,20 @@ impl Compiler {
     /// verdict, but a packet that is on its way may still look at the rows: hence the barrier.
     pub(crate) fn collect_garbage(
         &mut self,
-        transitional: &BTreeMap<(u32, u32), u32>,
+        transitional: &BTreeMap<Transition, u32>,
         draft: &mut Draft,
     ) {
         let mut stale = Vec::new();
-        let dead_atoms = self.drop_unused_lists(&mut stale);
+        let mut dead_atoms = self.drop_unused_lists(&mut stale);
+        for id in std::mem::take(&mut draft.orphans) {
+            self.drop_page(id, &mut stale, &mut dead_atoms);
+        }
+        // An atom that lost one page may have another.
+        dead_atoms.retain(|atom| {
+            self.atoms
+                .get(*atom)
+                .is_some_and(|record| record.pages.is_empty())
+        });
         if !dead_atoms.is_empty() {
             self.shrink_identities(&dead_atoms, &mut draft.ops);
         }
@@ -231,41 +285,46 @@ impl Compiler {
                 continue;
             };
             for id in record.pages {
-                let Some(page) = self.pages.remove(&id) else {
-                    continue;
-                };
-                stale.push(Op::DeletePolicy { id });
-                self.port_rows -= page.ports.len();
-                self.rule_rows -= usize::from(page.header.rules);
-                self.peer_rows -= page.peer_rows.len();
-                for (key, _) in page.ports {
-                    stale.push(Op::DeletePort { key });
-                }
-                for rule in 0..u32::from(page.header.rules) {
-                    stale.push(Op::DeleteRuleCount {
-                        key: RuleKey { policy: id, rule },
-                    });
-                }
-                for identity in page.peer_rows {
-                    stale.push(Op::DeletePeer {
-                        key: PeerKey {
-                            policy: id,
-                            identity,
-                        },
-                    });
-                }
-                for atom in page.atoms.into_keys() {
-                    if let Some(record) = self.atoms.get_mut(atom) {
-                        record.pages.remove(&id);
-                        if record.pages.is_empty() {
-                            dead_atoms.insert(atom);
-                        }
-                    }
-                }
-                self.page_numbers.release(id);
+                self.drop_page(id, stale, &mut dead_atoms);
             }
         }
         dead_atoms
+    }
+
+    /// Forgets a page; adds the atoms that no page is about any more to `dead_atoms`.
+    fn drop_page(&mut self, id: u32, stale: &mut Vec<Op>, dead_atoms: &mut BTreeSet<u32>) {
+        let Some(page) = self.pages.remove(&id) else {
+            return;
+        };
+        stale.push(Op::DeletePolicy { id });
+        self.port_rows -= page.ports.len();
+        self.rule_rows -= usize::from(page.header.rules);
+        self.peer_rows -= page.peer_rows.len();
+        for (key, _) in page.ports {
+            stale.push(Op::DeletePort { key });
+        }
+        for rule in 0..u32::from(page.header.rules) {
+            stale.push(Op::DeleteRuleCount {
+                key: RuleKey { policy: id, rule },
+            });
+        }
+        for identity in page.peer_rows {
+            stale.push(Op::DeletePeer {
+                key: PeerKey {
+                    policy: id,
+                    identity,
+                },
+            });
+        }
+        for atom in page.atoms.into_keys() {
+            if let Some(record) = self.atoms.get_mut(atom) {
+                record.pages.remove(&id);
+                if record.pages.is_empty() {
+                    dead_atoms.insert(atom);
+                }
+            }
+        }
+        self.page_numbers.release(id);
     }
 
     /// Unregisters atoms, and brings every address and prefix that matched one to the identity of what

@@ -101,6 +101,27 @@ fn atoms(policy: &NetworkPolicy, rule: &Rule) -> Option<BTreeSet<Atom>> {
     Some(rule.peers.iter().map(|peer| atom(policy, peer)).collect())
 }
 
+/// The ports that a rule gives by number.
+fn numbered(rule: &Rule) -> BTreeSet<PortRange> {
+    let ranges = rule.ports.iter().filter_map(|port| {
+        let protocol = port.protocol.number();
+        match &port.port {
+            PortMatch::Any => Some((protocol, 0, u16::MAX)),
+            PortMatch::Range(first, last) => Some((protocol, *first, *last)),
+            PortMatch::Named(_) => None,
+        }
+    });
+    ranges.collect()
+}
+
+/// The ports that a rule gives by name.
+fn named(rule: &Rule) -> impl Iterator<Item = PortName> {
+    rule.ports.iter().filter_map(|port| match &port.port {
+        PortMatch::Named(name) => Some((name.clone(), port.protocol)),
+        _ => None,
+    })
+}
+
 /// Named ports of an ingress rule are the subject's own.
 fn ingress_rule(
     policy: &NetworkPolicy,
@@ -109,37 +130,13 @@ fn ingress_rule(
     origin: (ObjectName, usize),
     rules: &mut Vec<ListRule>,
 ) {
-    let peers = atoms(policy, rule);
-    if rule.ports.is_empty() {
-        rules.push(ListRule {
-            origins: vec![origin],
-            peers,
-            ports: None,
-        });
-        return;
+    let mut ports = numbered(rule);
+    for (name, protocol) in named(rule) {
+        let own = subject.ports.iter();
+        let own = own.filter(|own| own.name == name && own.protocol == protocol);
+        ports.extend(own.map(|own| (protocol.number(), own.port, own.port)));
     }
-    let mut ports = BTreeSet::new();
-    for port in &rule.ports {
-        let protocol = port.protocol.number();
-        match &port.port {
-            PortMatch::Any => drop(ports.insert((protocol, 0, u16::MAX))),
-            PortMatch::Range(first, last) => drop(ports.insert((protocol, *first, *last))),
-            PortMatch::Named(name) => ports.extend(
-                subject
-                    .ports
-                    .iter()
-                    .filter(|own| own.name == *name && own.protocol == port.protocol)
-                    .map(|own| (protocol, own.port, own.port)),
-            ),
-        }
-    }
-    if !ports.is_empty() {
-        rules.push(ListRule {
-            origins: vec![origin],
-            peers,
-            ports: Some(ports),
-        });
-    }
+    push(policy, rule, origin, ports, rules);
 }
 
 /// Named ports of an egress rule are the destination's: one rule for each number that a live pod
@@ -152,52 +149,44 @@ fn egress_rules(
     names: &mut BTreeSet<PortName>,
     rules: &mut Vec<ListRule>,
 ) {
+    push(policy, rule, origin.clone(), numbered(rule), rules);
     let peers = atoms(policy, rule);
-    if rule.ports.is_empty() {
-        rules.push(ListRule {
-            origins: vec![origin],
-            peers,
-            ports: None,
-        });
-        return;
-    }
-    let mut ports = BTreeSet::new();
-    let mut named = Vec::new();
-    for port in &rule.ports {
-        let protocol = port.protocol.number();
-        match &port.port {
-            PortMatch::Any => drop(ports.insert((protocol, 0, u16::MAX))),
-            PortMatch::Range(first, last) => drop(ports.insert((protocol, *first, *last))),
-            PortMatch::Named(name) => {
-                let key = (name.clone(), port.protocol);
-                for number in store.numbers(&key) {
-                    let owners = match &peers {
-                        None => [Atom::named(None, name, port.protocol, number)].into(),
-                        Some(peers) => peers
-                            .iter()
-                            .map(|peer| {
-                                Atom::named(Some(peer.clone()), name, port.protocol, number)
-                            })
-                            .collect(),
-                    };
-                    named.push(ListRule {
-                        origins: vec![origin.clone()],
-                        peers: Some(owners),
-                        ports: Some([(protocol, number, number)].into()),
-                    });
-                }
-                names.insert(key);
-            }
+    for (name, protocol) in named(rule) {
+        for number in store.numbers(&(name.clone(), protocol)) {
+            let owners = match &peers {
+                None => [Atom::named(None, &name, protocol, number)].into(),
+                Some(peers) => peers
+                    .iter()
+                    .map(|peer| Atom::named(Some(peer.clone()), &name, protocol, number))
+                    .collect(),
+            };
+            rules.push(ListRule {
+                origins: vec![origin.clone()],
+                peers: Some(owners),
+                ports: Some([(protocol.number(), number, number)].into()),
+            });
         }
+        names.insert((name, protocol));
     }
-    if !ports.is_empty() {
+}
+
+/// Adds the rule for `ports`; a rule that names ports, none of which has a number, matches nothing.
+fn push(
+    policy: &NetworkPolicy,
+    rule: &Rule,
+    origin: (ObjectName, usize),
+    ports: BTreeSet<PortRange>,
+    rules: &mut Vec<ListRule>,
+) {
+    if rule.ports.is_empty() || !ports.is_empty() {
+        let ports = (!rule.ports.is_empty()).then_some(ports);
+        let peers = atoms(policy, rule);
         rules.push(ListRule {
             origins: vec![origin],
             peers,
-            ports: Some(ports),
+            ports,
         });
     }
-    rules.extend(named);
 }
 
 /// One rule for all that have equal ports: fewer rules, the same verdicts, a coarser explanation.

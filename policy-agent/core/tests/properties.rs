@@ -271,8 +271,16 @@ fn rebuilt(history: &[Vec<Change>]) -> Vec<Change> {
     history.iter().flatten().cloned().collect()
 }
 
+/// More than this from the environment, for a long look.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(192)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn every_operation_leaves_old_or_new_verdicts(
