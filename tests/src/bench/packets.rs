@@ -181,16 +181,24 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
         });
         Ok(())
     };
-    rotating("floor: rotate, empty program", "floor_empty", EVICTING)?;
+    let ports = rotate_ports();
+    rotating(
+        "floor: rotate, empty program",
+        "floor_empty",
+        EVICTING,
+        ports,
+    )?;
     rotating(
         "floor: rotate, parse, one LRU hit of 64k",
         "floor_lru",
         RESTING,
+        ports,
     )?;
     rotating(
         "floor: rotate, parse, LRU insert, evicting",
         "floor_insert",
         EVICTING,
+        rotate_peers(10),
     )?;
     Ok(cases)
 }
