@@ -291,7 +291,7 @@ impl Compiler {
         };
         let fits = |used: usize, limit: u32| used <= limit as usize;
         if !fits(
-            self.page_numbers.peek() as usize + cost.pages,
+            self.page_numbers.highest_of(cost.pages) as usize + 1,
             self.limits.policies,
         ) {
             Some("policies")

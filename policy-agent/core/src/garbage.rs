@@ -75,7 +75,8 @@ impl Compiler {
                 continue;
             };
             self.create(&list, draft);
-            for user in &record.users {
+            // Who is gone must not come back as a target: its row would stay.
+            for user in record.users.difference(gone) {
                 if let Some(former) = self.records.get(user) {
                     let target = || (former.judges.clone(), former.names.clone());
                     targets.entry(*user).or_insert_with(target);

@@ -44,9 +44,12 @@ impl Numbers {
         })
     }
 
-    /// The number that [`Numbers::allocate`] would give.
-    pub(crate) fn peek(&self) -> u32 {
-        self.free.first().copied().unwrap_or(self.next)
+    /// The highest of the next `count` numbers; `count` is not 0.
+    pub(crate) fn highest_of(&self, count: usize) -> u32 {
+        match count.checked_sub(self.free.len() + 1) {
+            Some(fresh) => self.next + fresh as u32,
+            None => self.free.iter().nth(count - 1).copied().unwrap_or(0),
+        }
     }
 
     pub(crate) fn release(&mut self, number: u32) {
@@ -127,5 +130,25 @@ impl Identities {
     /// Atoms of an identity, none for 0.
     pub(crate) fn atoms(&self, id: u32) -> &[AtomId] {
         self.records.get(&id).map_or(&[], |record| &record.set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_number_is_the_one_that_comes() {
+        for count in 1..6 {
+            let mut numbers = Numbers::starting_at(2);
+            for _ in 0..5 {
+                numbers.allocate();
+            }
+            numbers.release(4);
+            numbers.release(2);
+            let promised = numbers.highest_of(count);
+            let given = (0..count).map(|_| numbers.allocate()).max();
+            assert_eq!(Some(promised), given);
+        }
     }
 }

@@ -361,4 +361,37 @@ proptest! {
             }
         }
     }
+
+    /// A flow that was allowed at any moment of a plan, and is denied after it, meets a later epoch.
+    #[test]
+    fn what_was_allowed_on_the_way_is_judged_again(
+        batches in prop::collection::vec(prop::collection::vec(change(), 1..6), 1..10),
+    ) {
+        let remotes = remotes();
+        let mut compiler = Compiler::new(Limits::default());
+        let mut tables = Tables::default();
+        for batch in batches {
+            let epochs = |tables: &Tables| -> BTreeMap<u32, u32> {
+                tables.endpoints.values().map(|row| (row.id, row.epoch)).collect()
+            };
+            let mut last_allowed: BTreeMap<_, u32> = BTreeMap::new();
+            let mut note = |tables: &Tables| {
+                let now = epochs(tables);
+                for (key, allowed) in of_tables(tables, &remotes) {
+                    if allowed { last_allowed.insert(key, now[&key.0]); }
+                }
+            };
+            note(&tables);
+            for op in compiler.apply(batch).ops {
+                tables.apply(&op);
+                note(&tables);
+            }
+            let now = epochs(&tables);
+            for (key, allowed) in of_tables(&tables, &remotes) {
+                if !allowed && let Some(epoch) = last_allowed.get(&key) {
+                    prop_assert!(now[&key.0] > *epoch, "{:?}", key);
+                }
+            }
+        }
+    }
 }
