@@ -194,8 +194,10 @@ impl Node {
             netns.sysctl(key, value)?;
         }
         if form == Form::Bridge {
+            // An address of its own: otherwise it takes the lowest of its ports', and those that
+            // knew it lose it when a port joins.
             netns.ip(&format!(
-                "link add cni0 type bridge\n\
+                "link add cni0 address 02:00:0a:f4:00:01 type bridge\n\
                  address add {GATEWAY_V4}/24 dev cni0\n\
                  address add {GATEWAY_V6}/64 dev cni0 nodad\n\
                  link set cni0 up"
