@@ -40,8 +40,8 @@ maps! {
     PORTS = "ports", 131_072;
     /// HASH: `RuleKey` -> `RuleAction`, admin and baseline tiers only.
     RULES = "rules", 16_384;
-    /// PERCPU_HASH: `RuleKey` -> `RuleCount`.
-    RULE_COUNTS = "rule_counts", 65_536;
+    /// PERCPU_ARRAY: `PolicyHeader::first_count` + rule -> `RuleCount`; row 0 is not used.
+    RULE_COUNTS = "rule_counts", 32_768;
     /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen both ways.
     FLOWS_V4 = "flows_v4", 131_072;
     /// LRU_HASH: `FlowKeyV6` -> `Flow`, seen both ways.

@@ -2,9 +2,7 @@
 //! them with other sizes.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{
-    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
-};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use policy_common::address::{AddressV4, AddressV6, Identity};
 use policy_common::endpoint::{Endpoint, Ifindex};
@@ -54,7 +52,7 @@ tables! {
     PORTS, "ports": LpmTrie<PortData, RuleBits, { map::PORTS.capacity as usize }>;
     RULES, "rules": HashMap<RuleKey, RuleAction, { map::RULES.capacity as usize }, ON_DEMAND>;
     RULE_COUNTS, "rule_counts":
-        PerCpuHashMap<RuleKey, RuleCount, { map::RULE_COUNTS.capacity as usize }, ON_DEMAND>;
+        PerCpuArray<RuleCount, { map::RULE_COUNTS.capacity as usize }>;
     FLOWS_V4, "flows_v4": FlowTable<AddressV4>;
     FLOWS_V6, "flows_v6": FlowTable<AddressV6>;
     FLOWS_NEW_V4, "flows_new_v4": NewFlowTable<AddressV4>;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use policy_common::address::Identity;
 use policy_common::endpoint::Endpoint;
-use policy_common::policy::{PeerKey, RuleBits, RuleKey};
+use policy_common::policy::{PeerKey, RuleBits};
 use policy_common::verdict::Direction;
 
 use crate::atom::{Atom, AtomId, Atoms, Matcher};
@@ -27,6 +27,7 @@ use crate::model::{Change, LocalEndpoint, ObjectName};
 use crate::op::Op;
 use crate::page::{self, DENY_ALL, Page};
 use crate::prefix::{AtomSet, PrefixChange, Prefixes};
+use crate::range::Ranges;
 use crate::rules::{self, RuleList};
 use crate::slot::Slots;
 use crate::store::{Dirty, PortName, Store};
@@ -95,7 +96,7 @@ pub struct Compiler {
     pub(crate) pages: BTreeMap<u32, Page>,
     pub(crate) page_numbers: Numbers,
     pub(crate) port_rows: usize,
-    pub(crate) rule_rows: usize,
+    pub(crate) count_rows: Ranges,
     pub(crate) peer_rows: usize,
     pub(crate) records: BTreeMap<u32, EndpointRecord>,
     pub(crate) slots: Slots,
@@ -136,7 +137,7 @@ impl Compiler {
             pages: BTreeMap::new(),
             page_numbers: Numbers::starting_at(page::FIRST),
             port_rows: 0,
-            rule_rows: 0,
+            count_rows: Ranges::new(1, limits.rule_counts),
             peer_rows: 0,
             records: BTreeMap::new(),
             slots: Slots::default(),
@@ -297,8 +298,6 @@ impl Compiler {
             Some("policies")
         } else if !fits(self.port_rows + cost.ports, self.limits.ports) {
             Some("ports")
-        } else if !fits(self.rule_rows + cost.rules, self.limits.rule_counts) {
-            Some("rule_counts")
         } else if !fits(self.peer_rows + cost.pages, self.limits.peers) {
             Some("peers")
         } else if !fits(nets(false), self.limits.prefix_v4) {
@@ -330,7 +329,7 @@ impl Compiler {
             .collect();
         for (number, id) in ids.iter().enumerate() {
             let next = ids.get(number + 1).copied().unwrap_or(0);
-            let page = Page::new(list, number, *id, next, &self.atoms);
+            let mut page = Page::new(list, number, *id, next, &self.atoms);
             for atom in page.atoms.keys() {
                 if let Some(record) = self.atoms.get_mut(*atom) {
                     record.pages.insert(*id);
@@ -342,13 +341,14 @@ impl Compiler {
                     bits: Box::new(*bits),
                 });
             }
-            for rule in 0..u32::from(page.header.rules) {
-                draft.ops.push(Op::PutRuleCount {
-                    key: RuleKey { policy: *id, rule },
-                });
+            let rows = u32::from(page.header.rules);
+            if rows > 0
+                && let Some(first) = self.count_rows.allocate(rows)
+            {
+                page.header.first_count = first;
+                draft.ops.push(Op::ClearRuleCounts { first, rows });
             }
             self.port_rows += page.ports.len();
-            self.rule_rows += usize::from(page.header.rules);
             let (header, anyone) = (page.header, page.anyone);
             self.pages.insert(*id, page);
             if !anyone.is_empty() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use policy_common::address::{AddressV4, AddressV6};
 use policy_common::endpoint::Endpoint;
-use policy_common::policy::{PeerKey, RuleKey};
+use policy_common::policy::PeerKey;
 
 use crate::compiler::{Compiler, Draft, EndpointRecord, Judge, Move, Transition};
 use crate::model::LocalEndpoint;
@@ -299,15 +299,13 @@ impl Compiler {
         };
         stale.push(Op::DeletePolicy { id });
         self.port_rows -= page.ports.len();
-        self.rule_rows -= usize::from(page.header.rules);
+        if page.header.first_count != 0 {
+            let rows = u32::from(page.header.rules);
+            self.count_rows.release(page.header.first_count, rows);
+        }
         self.peer_rows -= page.peer_rows.len();
         for (key, _) in page.ports {
             stale.push(Op::DeletePort { key });
-        }
-        for rule in 0..u32::from(page.header.rules) {
-            stale.push(Op::DeleteRuleCount {
-                key: RuleKey { policy: id, rule },
-            });
         }
         for identity in page.peer_rows {
             stale.push(Op::DeletePeer {

@@ -23,6 +23,7 @@ pub mod op;
 pub mod oracle;
 mod page;
 mod prefix;
+mod range;
 mod rules;
 mod slot;
 mod store;

@@ -18,7 +18,7 @@ pub struct Limits {
     pub peers: u32,
     /// Rows of `ports`.
     pub ports: u32,
-    /// Rows of `rule_counts`.
+    /// Rows of `rule_counts`, the first of which is not used.
     pub rule_counts: u32,
     /// Rows of `identity_v4`.
     pub identity_v4: u32,
@@ -84,6 +84,12 @@ pub enum Problem {
         table: &'static str,
         /// Rows needed, for a moment at least.
         rows: usize,
+    },
+    /// Rules are enforced and not counted.
+    #[error("table rule_counts is too small: {rules} rules are enforced, but not counted")]
+    NotCounted {
+        /// How many.
+        rules: usize,
     },
     /// Two live pods have one address; the newer one owns it.
     #[error("address {address} is claimed by pods {owner} and {loser}; it counts as {owner}'s")]

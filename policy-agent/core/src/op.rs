@@ -62,15 +62,12 @@ pub enum Op {
         /// Page and rule.
         key: RuleKey,
     },
-    /// Makes a row of `rule_counts` that starts at zero, unless it is there.
-    PutRuleCount {
-        /// Page and rule.
-        key: RuleKey,
-    },
-    /// Removes a row of `rule_counts`.
-    DeleteRuleCount {
-        /// Page and rule.
-        key: RuleKey,
+    /// Sets rows of `rule_counts` to zero, before a page begins to count there.
+    ClearRuleCounts {
+        /// The first row.
+        first: u32,
+        /// How many.
+        rows: u32,
     },
     /// `identity_v4/6[address] = identity`; atomic for a packet.
     PutAddress {

@@ -274,6 +274,10 @@ impl Compiler {
                 rows: self.peer_rows,
             });
         }
+        let rules = self.rules(false);
+        if rules > 0 {
+            problems.push(Problem::NotCounted { rules });
+        }
         for (address, claimants) in self.store.conflicts() {
             let Some(owner) = self.store.owner(address) else {
                 continue;
@@ -289,6 +293,15 @@ impl Compiler {
         problems
     }
 
+    /// Number of rules in force that are counted, or that are not.
+    fn rules(&self, counted: bool) -> usize {
+        let headers = self.pages.values().map(|page| page.header);
+        headers
+            .filter(|header| (header.first_count != 0) == counted)
+            .map(|header| usize::from(header.rules))
+            .sum()
+    }
+
     /// Rows in the tables that the compiler fills, by name.
     #[must_use]
     pub fn table_use(&self) -> BTreeMap<&'static str, usize> {
@@ -302,7 +315,7 @@ impl Compiler {
             (map::POLICIES.name, self.pages.len() + DENY_ALL as usize),
             (map::PEERS.name, self.peer_rows),
             (map::PORTS.name, self.port_rows),
-            (map::RULE_COUNTS.name, self.rule_rows),
+            (map::RULE_COUNTS.name, self.rules(true)),
             (map::IDENTITY_V4.name, family(true)),
             (map::IDENTITY_V6.name, family(false)),
             (map::PREFIX_V4.name, self.prefixes.count(false)),

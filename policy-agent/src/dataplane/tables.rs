@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use bytemuck::Zeroable;
 use ipnet::IpNet;
@@ -65,7 +65,7 @@ pub(super) struct Tables {
     peers: HashTable<PeerKey, RuleBits>,
     ports: Trie<PortData, RuleBits>,
     rules: HashTable<RuleKey, RuleAction>,
-    rule_counts: PerCpuHashMap<Data, Row<RuleKey>, Row<RuleCount>>,
+    rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     flows_v4: HashTable<FlowKeyV4, Flow>,
     flows_v6: HashTable<FlowKeyV6, Flow>,
     flows_new_v4: HashTable<FlowKeyV4, Flow>,
@@ -124,11 +124,7 @@ impl Tables {
             }
             Op::PutRule { key, action } => put(&mut self.rules, &map::RULES, *key, *action),
             Op::DeleteRule { key } => delete(&mut self.rules, &map::RULES, *key),
-            Op::PutRuleCount { key } => self.put_rule_count(*key),
-            Op::DeleteRuleCount { key } => {
-                let table = map::RULE_COUNTS.name;
-                ignore_absent(self.rule_counts.remove(&Row(*key)), table)
-            }
+            Op::ClearRuleCounts { first, rows } => self.clear_rule_counts(*first, *rows),
             Op::PutAddress { address, identity } => match address {
                 IpAddr::V4(v4) => put(
                     &mut self.identity_v4,
@@ -170,19 +166,15 @@ impl Tables {
             .map_err(|source| ApplyError::map(table, source))
     }
 
-    fn put_rule_count(&mut self, key: RuleKey) -> Result<(), ApplyError> {
-        const BPF_NOEXIST: u64 = 1;
+    fn clear_rule_counts(&mut self, first: u32, rows: u32) -> Result<(), ApplyError> {
         let table = map::RULE_COUNTS.name;
-        let zeros = PerCpuValues::try_from(vec![Row(RuleCount::zeroed()); self.cpus])
-            .map_err(|source| ApplyError::map(table, MapError::IoError(source)))?;
-        match self.rule_counts.insert(Row(key), zeros, BPF_NOEXIST) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
-            {
-                Ok(())
-            }
-            other => other.map_err(|source| ApplyError::map(table, source)),
+        let failed = |source| ApplyError::map(table, source);
+        for row in first..first + rows {
+            let zeros = PerCpuValues::try_from(vec![Row(RuleCount::zeroed()); self.cpus])
+                .map_err(|source| failed(MapError::IoError(source)))?;
+            self.rule_counts.set(row, zeros, 0).map_err(failed)?;
         }
+        Ok(())
     }
 
     fn put_network(&mut self, prefix: &IpNet, identity: Identity) -> Result<(), ApplyError> {
@@ -252,14 +244,13 @@ impl Tables {
             .iter()
             .filter(|row| row.as_ref().is_ok_and(|row| row.0.id != 0))
             .count();
-        let policies = self
-            .policies
-            .iter()
-            .filter(|row| {
-                row.as_ref()
-                    .is_ok_and(|row| row.0.flags & PolicyHeader::VALID != 0)
-            })
-            .count();
+        let (mut policies, mut counted_rules) = (0, 0);
+        for Row(header) in self.policies.iter().flatten() {
+            policies += usize::from(header.flags & PolicyHeader::VALID != 0);
+            if header.first_count != 0 {
+                counted_rules += usize::from(header.rules);
+            }
+        }
         let counts = [
             (map::ENDPOINTS, endpoints),
             (map::ENDPOINTS_EXT, self.endpoints_ext.keys().count()),
@@ -271,7 +262,7 @@ impl Tables {
             (map::PEERS, self.peers.keys().count()),
             (map::PORTS, self.ports.keys().count()),
             (map::RULES, self.rules.keys().count()),
-            (map::RULE_COUNTS, self.rule_counts.keys().count()),
+            (map::RULE_COUNTS, counted_rules),
             (map::FLOWS_V4, self.flows_v4.keys().count()),
             (map::FLOWS_V6, self.flows_v6.keys().count()),
             (map::FLOWS_NEW_V4, self.flows_new_v4.keys().count()),

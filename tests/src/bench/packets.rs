@@ -246,9 +246,6 @@ fn policy(rules: u32) -> Vec<Op> {
             key,
             bits: Box::new(bits),
         });
-        ops.push(Op::PutRuleCount {
-            key: policy_common::policy::RuleKey { policy: 1, rule },
-        });
     }
     let header = PolicyHeader {
         flags: PolicyHeader::VALID | PolicyHeader::ISOLATED | PolicyHeader::UNKNOWN_MATCHES_NONE,
@@ -257,6 +254,7 @@ fn policy(rules: u32) -> Vec<Op> {
         baseline_start: rules as u16,
         rules: rules as u16,
         _pad: 0,
+        first_count: 1,
     };
     ops.push(Op::PutPolicy { id: 1, header });
     let key = PeerKey {

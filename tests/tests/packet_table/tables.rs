@@ -106,19 +106,13 @@ fn operations_are_idempotent() {
         key,
         bits: Box::new(bits),
     };
-    let rule = policy_common::policy::RuleKey {
-        policy: 50,
-        rule: 1,
-    };
     for op in [
         put.clone(),
         put,
         Op::DeletePeer { key },
         Op::DeletePeer { key },
-        Op::PutRuleCount { key: rule },
-        Op::PutRuleCount { key: rule },
-        Op::DeleteRuleCount { key: rule },
-        Op::DeleteRuleCount { key: rule },
+        Op::ClearRuleCounts { first: 7, rows: 3 },
+        Op::ClearRuleCounts { first: 7, rows: 3 },
         Op::DeleteAddress {
             address: v4(1, 2, 3, 4),
         },
