@@ -24,10 +24,10 @@ maps! {
     ENDPOINTS = "endpoints", 16_384;
     /// HASH: `Ifindex` -> `Endpoint`, for what lies beyond the array's end.
     ENDPOINTS_EXT = "endpoints_ext", 4_096;
-    /// HASH: `AddressV4` -> `Identity`.
-    IDENTITY_V4 = "identity_v4", 262_144;
-    /// HASH: `AddressV6` -> `Identity`.
-    IDENTITY_V6 = "identity_v6", 262_144;
+    /// HASH: `AddressV4` of a block -> `IdentityBlock`.
+    IDENTITY_V4 = "identity_v4", 131_072;
+    /// HASH: `AddressV6` of a block -> `IdentityBlock`.
+    IDENTITY_V6 = "identity_v6", 131_072;
     /// LPM_TRIE: `PrefixV4` -> `Identity`.
     PREFIX_V4 = "prefix_v4", 65_536;
     /// LPM_TRIE: `PrefixV6` -> `Identity`.

@@ -34,7 +34,9 @@ pub(crate) trait Family: Sized + 'static {
         ports: PortPair,
         protocol: u8,
     ) -> FlowKey<Self::Address>;
-    /// Its exact-address table.
+    /// The address's key in the table of single addresses, and its place in the row.
+    fn block(address: Self::Address) -> (Self::Address, usize);
+    /// Its table of single addresses.
     fn identities() -> &'static IdentityTable<Self::Address>;
     /// Its prefix table.
     fn prefixes() -> &'static PrefixTable<Self::Address>;
@@ -79,6 +81,10 @@ impl Family for V4 {
     #[inline(always)]
     fn key(endpoint: u32, remote: AddressV4, ports: PortPair, protocol: u8) -> FlowKeyV4 {
         FlowKeyV4::from_parts(endpoint, remote, ports, protocol)
+    }
+    #[inline(always)]
+    fn block(address: AddressV4) -> (AddressV4, usize) {
+        (address.block(), address.place())
     }
     #[inline(always)]
     fn identities() -> &'static IdentityTable<AddressV4> {
@@ -153,6 +159,10 @@ impl Family for V6 {
     #[inline(always)]
     fn key(endpoint: u32, remote: AddressV6, ports: PortPair, protocol: u8) -> FlowKeyV6 {
         FlowKeyV6::from_parts(endpoint, remote, ports, protocol)
+    }
+    #[inline(always)]
+    fn block(address: AddressV6) -> (AddressV6, usize) {
+        (address.block(), address.place())
     }
     #[inline(always)]
     fn identities() -> &'static IdentityTable<AddressV6> {

@@ -74,10 +74,14 @@ pub(crate) fn classify<F: Family>(
 ) {
     decision.policy = policy;
     decision.outcome = Decision::INCOMPLETE;
+    let (block, place) = F::block(key.remote);
     // SAFETY: the value is read at once.
-    if let Some(found) = unsafe { F::identities().get(&key.remote) } {
-        decision.identity = found.id;
-        decision.known_by = Decision::LOOKED_UP;
+    if let Some(block) = unsafe { F::identities().get(&block) } {
+        let id = block.ids[place];
+        if id != 0 {
+            decision.identity = id;
+            decision.known_by = Decision::LOOKED_UP;
+        }
     }
     let mut page = policy;
     // Each page once, and one of them again after an admin rule that passes on.

@@ -19,6 +19,7 @@ use policy_common::endpoint::Endpoint;
 use policy_common::policy::{PeerKey, RuleBits};
 use policy_common::verdict::Direction;
 
+use crate::addresses::Addresses;
 use crate::atom::{Atom, AtomId, Atoms, Matcher};
 use crate::garbage::Targets;
 use crate::identity::{Identities, Numbers};
@@ -90,7 +91,7 @@ pub struct Compiler {
     pub(crate) atoms: Atoms,
     pub(crate) prefixes: Prefixes,
     pub(crate) identities: Identities,
-    pub(crate) address_ids: BTreeMap<IpAddr, u32>,
+    pub(crate) addresses: Addresses,
     pub(crate) prefix_ids: BTreeMap<IpNet, u32>,
     pub(crate) lists: HashMap<Arc<RuleList>, ListRecord>,
     pub(crate) pages: BTreeMap<u32, Page>,
@@ -131,7 +132,7 @@ impl Compiler {
             atoms: Atoms::default(),
             prefixes: Prefixes::default(),
             identities: Identities::default(),
-            address_ids: BTreeMap::new(),
+            addresses: Addresses::new([limits.identity_v4, limits.identity_v6]),
             prefix_ids: BTreeMap::new(),
             lists: HashMap::new(),
             pages: BTreeMap::new(),
@@ -427,7 +428,7 @@ impl Compiler {
             }
             let set: AtomSet = atoms.into();
             let new = self.identities.intern(&set, &mut self.atoms);
-            let old = self.address_ids.get(address).copied().unwrap_or(0);
+            let old = self.addresses.identity(address);
             if old != new {
                 moves.push(Move {
                     address: *address,
@@ -521,19 +522,18 @@ impl Compiler {
 
     /// Gives an address an identity; 0 removes its row.
     pub(crate) fn put_address(&mut self, address: IpAddr, old: u32, new: u32, ops: &mut Vec<Op>) {
-        if old == 0 && new != 0 && !self.has_room_for(address) {
+        if new != 0 && !self.addresses.set(address, new) {
             self.unplaced.insert(address);
             return;
         }
         if new == 0 {
             ops.push(Op::DeleteAddress { address });
-            self.address_ids.remove(&address);
+            self.addresses.remove(address);
         } else {
             ops.push(Op::PutAddress {
                 address,
                 identity: Identity { id: new },
             });
-            self.address_ids.insert(address, new);
         }
         if let Some(record) = self.identities.get_mut(old) {
             record.addresses.remove(&address);
@@ -541,22 +541,6 @@ impl Compiler {
         if let Some(record) = self.identities.get_mut(new) {
             record.addresses.insert(address);
         }
-    }
-
-    fn has_room_for(&self, address: IpAddr) -> bool {
-        let limit = if address.is_ipv4() {
-            self.limits.identity_v4
-        } else {
-            self.limits.identity_v6
-        };
-        // Counting one family is worth it only when both together might be too many.
-        self.address_ids.len() < limit as usize
-            || self
-                .address_ids
-                .keys()
-                .filter(|other| other.is_ipv4() == address.is_ipv4())
-                .count()
-                < limit as usize
     }
 
     /// Atoms that an address shows to pages: of its own row, else of its longest prefix.

@@ -13,6 +13,7 @@
 //! Invariant of a [`Plan`]: after each of its operations, every verdict is either the one from before
 //! the plan or the one from after it.
 
+mod addresses;
 mod atom;
 mod compiler;
 mod garbage;

@@ -20,9 +20,9 @@ pub struct Limits {
     pub ports: u32,
     /// Rows of `rule_counts`, the first of which is not used.
     pub rule_counts: u32,
-    /// Rows of `identity_v4`.
+    /// Rows of `identity_v4`, each for a block of neighbouring addresses.
     pub identity_v4: u32,
-    /// Rows of `identity_v6`.
+    /// Rows of `identity_v6`, likewise.
     pub identity_v6: u32,
     /// Rows of `prefix_v4`.
     pub prefix_v4: u32,

@@ -69,14 +69,14 @@ pub enum Op {
         /// How many.
         rows: u32,
     },
-    /// `identity_v4/6[address] = identity`; atomic for a packet.
+    /// The address's place in its block of `identity_v4/6` becomes `identity`; atomic for a packet.
     PutAddress {
         /// The remote address.
         address: IpAddr,
-        /// Its identity; may be 0 to shadow a covering prefix.
+        /// Its identity, not 0.
         identity: Identity,
     },
-    /// Removes a row of `identity_v4/6`.
+    /// Empties the address's place in `identity_v4/6`, and removes a row with nothing left in it.
     DeleteAddress {
         /// The remote address.
         address: IpAddr,

@@ -247,24 +247,16 @@ impl Compiler {
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.starved.values().flatten().cloned().collect();
-        for (table, is_v4) in [
-            (map::IDENTITY_V4.name, true),
-            (map::IDENTITY_V6.name, false),
+        for (table, is_v6) in [
+            (map::IDENTITY_V4.name, false),
+            (map::IDENTITY_V6.name, true),
         ] {
-            let missing = self
-                .unplaced
-                .iter()
-                .filter(|address| address.is_ipv4() == is_v4)
-                .count();
+            let unplaced = self.unplaced.iter();
+            let unplaced = unplaced.filter(|address| address.is_ipv6() == is_v6);
+            let missing = self.addresses.more_rows(unplaced);
             if missing > 0 {
-                let placed = self
-                    .address_ids
-                    .keys()
-                    .filter(|address| address.is_ipv4() == is_v4);
-                problems.push(Problem::TableTooSmall {
-                    table,
-                    rows: placed.count() + missing,
-                });
+                let rows = self.addresses.rows(is_v6) + missing;
+                problems.push(Problem::TableTooSmall { table, rows });
             }
         }
         if self.peer_rows > self.limits.peers as usize {
@@ -305,19 +297,13 @@ impl Compiler {
     /// Rows in the tables that the compiler fills, by name.
     #[must_use]
     pub fn table_use(&self) -> BTreeMap<&'static str, usize> {
-        let family = |is_v4| {
-            self.address_ids
-                .keys()
-                .filter(|a| a.is_ipv4() == is_v4)
-                .count()
-        };
         BTreeMap::from([
             (map::POLICIES.name, self.pages.len() + DENY_ALL as usize),
             (map::PEERS.name, self.peer_rows),
             (map::PORTS.name, self.port_rows),
             (map::RULE_COUNTS.name, self.rules(true)),
-            (map::IDENTITY_V4.name, family(true)),
-            (map::IDENTITY_V6.name, family(false)),
+            (map::IDENTITY_V4.name, self.addresses.rows(false)),
+            (map::IDENTITY_V6.name, self.addresses.rows(true)),
             (map::PREFIX_V4.name, self.prefixes.count(false)),
             (map::PREFIX_V6.name, self.prefixes.count(true)),
             (map::ENDPOINTS.name, self.records.len()),

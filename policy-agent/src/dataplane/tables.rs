@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use bytemuck::Zeroable;
 use ipnet::IpNet;
-use policy_common::address::{AddressV4, AddressV6, Identity};
+use policy_common::address::{AddressV4, AddressV6, Identity, IdentityBlock};
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::event::EventBudget;
 use policy_common::flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKey, FragmentPorts};
@@ -57,8 +57,8 @@ pub(super) struct Tables {
     capacities: BTreeMap<&'static str, u32>,
     endpoints: Array<Data, Row<Endpoint>>,
     endpoints_ext: HashTable<Ifindex, Endpoint>,
-    identity_v4: HashTable<AddressV4, Identity>,
-    identity_v6: HashTable<AddressV6, Identity>,
+    identity_v4: HashTable<AddressV4, IdentityBlock>,
+    identity_v6: HashTable<AddressV6, IdentityBlock>,
     prefix_v4: Trie<AddressV4, Identity>,
     prefix_v6: Trie<AddressV6, Identity>,
     policies: Array<Data, Row<PolicyHeader>>,
@@ -125,24 +125,8 @@ impl Tables {
             Op::PutRule { key, action } => put(&mut self.rules, &map::RULES, *key, *action),
             Op::DeleteRule { key } => delete(&mut self.rules, &map::RULES, *key),
             Op::ClearRuleCounts { first, rows } => self.clear_rule_counts(*first, *rows),
-            Op::PutAddress { address, identity } => match address {
-                IpAddr::V4(v4) => put(
-                    &mut self.identity_v4,
-                    &map::IDENTITY_V4,
-                    octets_v4(*v4),
-                    *identity,
-                ),
-                IpAddr::V6(v6) => put(
-                    &mut self.identity_v6,
-                    &map::IDENTITY_V6,
-                    octets_v6(*v6),
-                    *identity,
-                ),
-            },
-            Op::DeleteAddress { address } => match address {
-                IpAddr::V4(v4) => delete(&mut self.identity_v4, &map::IDENTITY_V4, octets_v4(*v4)),
-                IpAddr::V6(v6) => delete(&mut self.identity_v6, &map::IDENTITY_V6, octets_v6(*v6)),
-            },
+            Op::PutAddress { address, identity } => self.set_identity(*address, *identity),
+            Op::DeleteAddress { address } => self.set_identity(*address, Identity::UNKNOWN),
             Op::PutPrefix { prefix, identity } => self.put_network(prefix, *identity),
             Op::DeletePrefix { prefix } => self.delete_network(prefix),
             Op::PutEndpoint { ifindex, endpoint } => self.put_endpoint(*ifindex, *endpoint),
@@ -175,6 +159,33 @@ impl Tables {
             self.rule_counts.set(row, zeros, 0).map_err(failed)?;
         }
         Ok(())
+    }
+
+    fn set_identity(&mut self, address: IpAddr, identity: Identity) -> Result<(), ApplyError> {
+        match address {
+            IpAddr::V4(v4) => {
+                let address = octets_v4(v4);
+                let (block, place) = (address.block(), address.place());
+                set_in_block(
+                    &mut self.identity_v4,
+                    &map::IDENTITY_V4,
+                    block,
+                    place,
+                    identity,
+                )
+            }
+            IpAddr::V6(v6) => {
+                let address = octets_v6(v6);
+                let (block, place) = (address.block(), address.place());
+                set_in_block(
+                    &mut self.identity_v6,
+                    &map::IDENTITY_V6,
+                    block,
+                    place,
+                    identity,
+                )
+            }
+        }
     }
 
     fn put_network(&mut self, prefix: &IpNet, identity: Identity) -> Result<(), ApplyError> {
@@ -318,6 +329,28 @@ fn octets_v4(address: std::net::Ipv4Addr) -> AddressV4 {
 fn octets_v6(address: std::net::Ipv6Addr) -> AddressV6 {
     AddressV6 {
         octets: address.octets(),
+    }
+}
+
+/// Changes one place of a block. The kernel replaces a row as a whole, so that a packet sees the old or
+/// the new one.
+fn set_in_block<K: bytemuck::Pod>(
+    table: &mut HashTable<K, IdentityBlock>,
+    spec: &MapSpec,
+    block: K,
+    place: usize,
+    identity: Identity,
+) -> Result<(), ApplyError> {
+    let mut row = match table.get(&Row(block), 0) {
+        Ok(Row(row)) => row,
+        Err(MapError::KeyNotFound) => IdentityBlock::default(),
+        Err(source) => return Err(ApplyError::map(spec.name, source)),
+    };
+    row.ids[place] = identity.id;
+    if row == IdentityBlock::default() {
+        delete(table, spec, block)
+    } else {
+        put(table, spec, block, row)
     }
 }
 

@@ -167,9 +167,10 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
         EVICTING,
         10_000,
     )?;
-    let mut rotating = |name, program, flows, rotation| -> Result<()> {
+    let mut rotating = |name, program, flows, rotation, prefixes| -> Result<()> {
         let mut floor = Floor::load(object, flows)?;
         let packet = established.clone();
+        floor.fill_prefixes(prefixes)?;
         let fill = floor.fd("floor_insert")?;
         floor.run_rotating(&fill, rotation, &packet, 8 * 65_536)?;
         let next = floor.fd(program)?;
@@ -187,18 +188,28 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
         "floor_empty",
         EVICTING,
         ports,
+        0,
     )?;
     rotating(
         "floor: rotate, parse, one LRU hit of 64k",
         "floor_lru",
         RESTING,
         ports,
+        0,
     )?;
     rotating(
         "floor: rotate, parse, LRU insert, evicting",
         "floor_insert",
         EVICTING,
         rotate_peers(10),
+        0,
+    )?;
+    rotating(
+        "floor: rotate, parse, LPM of 10k prefixes",
+        "floor_lpm",
+        EVICTING,
+        rotate_peers(10_000 << 8),
+        10_000,
     )?;
     Ok(cases)
 }
@@ -489,7 +500,11 @@ fn ip_block(object: &Path) -> Result<Case> {
         });
     }
     machine.apply(&ops)?;
-    let mark = Mark::Times(1.5, "floor: rotate, parse, LRU insert, evicting", None);
+    let mark = Mark::Times(
+        1.5,
+        "floor: rotate, parse, LRU insert, evicting",
+        Some("floor: rotate, parse, LPM of 10k prefixes"),
+    );
     opening(
         object,
         "new flow, ipBlock of 10k prefixes",

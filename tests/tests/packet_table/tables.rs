@@ -57,7 +57,9 @@ fn a_full_table_says_so_and_keeps_what_it_has() {
         identity: Identity { id: 9 },
     };
     world.machine.dataplane.apply(&put(1)).unwrap();
-    let error = world.machine.dataplane.apply(&put(2)).unwrap_err();
+    // Neighbours share a row.
+    world.machine.dataplane.apply(&put(2)).unwrap();
+    let error = world.machine.dataplane.apply(&put(8)).unwrap_err();
     assert!(
         matches!(
             error,
@@ -80,14 +82,12 @@ fn a_full_table_says_so_and_keeps_what_it_has() {
         (table.used, table.capacity)
     };
     assert_eq!(use_of(&world, "identity_v4"), (2, 2));
-    world
-        .machine
-        .dataplane
-        .apply(&Op::DeleteAddress {
-            address: v4(10, 0, 0, 1),
-        })
-        .unwrap();
-    assert_eq!(use_of(&world, "identity_v4"), (1, 2));
+    for (last, used) in [(1, 2), (2, 1)] {
+        let address = v4(10, 0, 0, last);
+        let delete = Op::DeleteAddress { address };
+        world.machine.dataplane.apply(&delete).unwrap();
+        assert_eq!(use_of(&world, "identity_v4"), (used, 2));
+    }
     let out_of_range = Op::DeletePolicy { id: 1 << 20 };
     let error = world.machine.dataplane.apply(&out_of_range).unwrap_err();
     assert!(matches!(error, ApplyError::OutOfRange { .. }), "{error}");
