@@ -254,7 +254,7 @@ fn judge_icmp_error<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32
 }
 
 /// Everything past the fast path; `seen` says who read the packet, and what is known of its flow.
-#[inline(never)]
+#[inline(always)]
 fn judge_slowly<F: Family, const D: u8>(
     skb: *mut __sk_buff,
     row: *const Endpoint,

@@ -1,8 +1,8 @@
 //! The compiler: from a batch of changes to an ordered plan.
 //!
 //! Order of a plan: rows of new pages and for new identities -> prefixes and addresses -> endpoints
-//! switch their policy ids -> epochs -> addresses that had to wait -> identities shrink -> grace
-//! period -> stale rows go. Old atoms stay registered until the endpoints have left the old pages, so
+//! switch their policy ids -> epochs -> addresses that had to wait, after a grace period. Then, with the
+//! new state in force: grace period -> identities shrink -> grace period -> stale rows go. Old atoms stay registered until the endpoints have left the old pages, so
 //! that an identity always answers for old and new lists alike.
 //!
 //! A batch may both relabel a pod and change the lists of those it talks to. Its address then goes
@@ -36,8 +36,11 @@ use crate::store::{Dirty, PortName, Store};
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The operations.
+    /// The operations that bring the new state into force.
     pub ops: Vec<Op>,
+    /// The operations that then remove what nobody uses any more. They change no verdict, and wait for
+    /// grace periods, each of which takes the kernel some milliseconds.
+    pub stale: Vec<Op>,
     /// Counts the plans of this compiler.
     pub revision: u64,
 }
@@ -83,6 +86,13 @@ pub(crate) struct Move {
 /// identity of the longest prefix, which then shows through.
 pub(crate) type Transition = (u32, u32, u32);
 
+impl Plan {
+    /// All operations, in order.
+    pub fn into_ops(self) -> impl Iterator<Item = Op> {
+        self.ops.into_iter().chain(self.stale)
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Compiler {
@@ -105,6 +115,8 @@ pub struct Compiler {
     pub(crate) starved: BTreeMap<u32, Vec<Problem>>,
     /// Addresses that found no room.
     pub(crate) unplaced: BTreeSet<IpAddr>,
+    /// Rows of `peers` that found no room, by page and identity.
+    pub(crate) unplaced_peers: BTreeSet<(u32, u32)>,
     revision: u64,
 }
 
@@ -144,6 +156,7 @@ impl Compiler {
             slots: Slots::default(),
             starved: BTreeMap::new(),
             unplaced: BTreeSet::new(),
+            unplaced_peers: BTreeSet::new(),
             revision: 0,
         }
     }
@@ -181,9 +194,12 @@ impl Compiler {
         self.switch_endpoints(targets, &gone, &mut draft);
         self.revoke(&mut draft);
         self.finish_moves(&moves, &transitional, &mut draft);
+        let ops = std::mem::take(&mut draft.ops);
         self.collect_garbage(&transitional, &mut draft);
+        self.place_peers(&mut draft);
         Plan {
-            ops: draft.ops,
+            ops,
+            stale: draft.ops,
             revision: self.revision,
         }
     }
@@ -272,7 +288,7 @@ impl Compiler {
     }
 
     /// The table that has no room for a new list.
-    fn table_that_is_full(&self, list: &RuleList) -> Option<&'static str> {
+    pub(crate) fn table_that_is_full(&self, list: &RuleList) -> Option<&'static str> {
         let cost = page::cost(list);
         let nets = |v6: bool| {
             let blocks = list
@@ -367,7 +383,8 @@ impl Compiler {
         );
     }
 
-    /// Puts a row of `peers`.
+    /// Puts a row of `peers`. Where there is no room for it, the identity counts as one that no rule of
+    /// the page names, until there is.
     pub(crate) fn put_peer(
         &mut self,
         policy: u32,
@@ -375,15 +392,38 @@ impl Compiler {
         bits: RuleBits,
         ops: &mut Vec<Op>,
     ) {
-        if let Some(page) = self.pages.get_mut(&policy)
-            && page.peer_rows.insert(identity)
-        {
+        let is_full = self.peer_rows >= self.limits.peers as usize;
+        let Some(page) = self.pages.get_mut(&policy) else {
+            return;
+        };
+        if !page.peer_rows.contains(&identity) {
+            if is_full {
+                self.unplaced_peers.insert((policy, identity));
+                return;
+            }
+            page.peer_rows.insert(identity);
             self.peer_rows += 1;
         }
+        self.unplaced_peers.remove(&(policy, identity));
         ops.push(Op::PutPeer {
             key: PeerKey { policy, identity },
             bits: Box::new(bits),
         });
+    }
+
+    /// Puts the rows of `peers` for which there is room by now, and has their flows judged again.
+    fn place_peers(&mut self, draft: &mut Draft) {
+        let mut placed = BTreeSet::new();
+        for (page, identity) in self.unplaced_peers.clone() {
+            if self.peer_rows >= self.limits.peers as usize {
+                break;
+            }
+            self.unplaced_peers.remove(&(page, identity));
+            self.put_row(page, identity, &mut draft.ops);
+            placed.insert(page);
+        }
+        draft.revoked = self.users_of(&placed);
+        self.revoke(draft);
     }
 
     /// Finds the new identity of every dirty address, and emits what must be there before any of them

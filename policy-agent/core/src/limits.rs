@@ -77,8 +77,10 @@ pub enum Problem {
         /// Whether the pod's former rules stay in force.
         kept: bool,
     },
-    /// Rows that no rule list can be blamed for do not fit.
-    #[error("table {table} is too small: {rows} rows are needed")]
+    /// Rows that no rule list can be blamed for do not fit; their addresses count as strangers'.
+    #[error(
+        "table {table} is too small: {rows} rows are needed; what has no row is denied where rules allow only          who they name (raise its size with PORTCULLIS_TABLE_SIZES={table}=N)"
+    )]
     TableTooSmall {
         /// Name of the table.
         table: &'static str,

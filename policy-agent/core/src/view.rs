@@ -259,11 +259,10 @@ impl Compiler {
                 problems.push(Problem::TableTooSmall { table, rows });
             }
         }
-        if self.peer_rows > self.limits.peers as usize {
-            let table = map::PEERS.name;
+        if !self.unplaced_peers.is_empty() {
             problems.push(Problem::TableTooSmall {
-                table,
-                rows: self.peer_rows,
+                table: map::PEERS.name,
+                rows: self.peer_rows + self.unplaced_peers.len(),
             });
         }
         let rules = self.rules(false);

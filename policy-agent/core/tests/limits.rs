@@ -90,7 +90,7 @@ impl Node {
     }
 
     fn apply(&mut self, changes: Vec<Change>) {
-        for op in self.compiler.apply(changes).ops {
+        for op in self.compiler.apply(changes).into_ops() {
             self.tables.apply(&op);
         }
     }
@@ -241,6 +241,34 @@ fn addresses_without_room_are_strangers() {
         rows: 2,
     };
     assert_eq!(node.compiler.problems(), [expected]);
+}
+
+#[test]
+fn peers_without_a_row_are_strangers_until_there_is_room() {
+    let limits = Limits {
+        peers: 1,
+        ..Limits::default()
+    };
+    let mut node = Node::new(limits, web_and_db());
+    let two = vec![rule("web", 80), rule("other", 81)];
+    node.apply(vec![pod("other", 4), policy("two", "db", two)]);
+    let allowed = [node.allows(2, 1, 80), node.allows(2, 4, 81)];
+    assert_eq!(
+        allowed,
+        [true, false],
+        "one has the row, the other counts as a stranger"
+    );
+    let expected = Problem::TableTooSmall {
+        table: "peers",
+        rows: 2,
+    };
+    assert_eq!(node.compiler.problems(), [expected]);
+    let epoch = node.tables.endpoints[&2].epoch;
+    node.apply(vec![Change::PodGone(name("web"))]);
+    assert!(node.allows(2, 4, 81), "it has the row, once there is room");
+    let later = node.tables.endpoints[&2].epoch;
+    assert!(later > epoch, "its flows are judged again");
+    assert_eq!(node.compiler.problems(), []);
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct Engine<K> {
     unmatched: bool,
     pending: Vec<Change>,
     queue: VecDeque<Op>,
+    /// What the next step begins with: removes what nobody uses, and waits for the kernel.
+    stale: VecDeque<Op>,
     stuck: Option<Stuck>,
     compiled: u64,
     enforced: u64,
@@ -133,6 +135,7 @@ impl<K: Kernel> Engine<K> {
             unmatched: false,
             pending: Vec::new(),
             queue: VecDeque::new(),
+            stale: VecDeque::new(),
             stuck: None,
             compiled: 0,
             enforced: 0,
@@ -178,6 +181,7 @@ impl<K: Kernel> Engine<K> {
         if !self.loaded {
             return None;
         }
+        self.queue.append(&mut self.stale);
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
@@ -187,12 +191,16 @@ impl<K: Kernel> Engine<K> {
             self.run_queue(now);
             self.attach_endpoints(now);
             let idle = self.pending.is_empty() && self.queue.is_empty();
-            if self.stuck.is_some() || (idle && !self.unmatched) {
+            if self.stuck.is_some() || !self.stale.is_empty() || (idle && !self.unmatched) {
                 break;
             }
         }
         self.prune();
-        self.retry_at()
+        if self.stale.is_empty() {
+            self.retry_at()
+        } else {
+            Some(now)
+        }
     }
 
     /// Number of the last compiled state.
@@ -387,10 +395,12 @@ impl<K: Kernel> Engine<K> {
             revision = plan.revision,
             changes = count,
             operations = plan.ops.len(),
+            stale = plan.stale.len(),
             "compiled"
         );
         self.compiled = plan.revision;
         self.queue.extend(plan.ops);
+        self.stale.extend(plan.stale);
         self.report_problems();
     }
 
