@@ -90,6 +90,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let datastore = match &config.datastore {
         DatastoreConfig::Files(directory) => datastore::files::start(directory)
             .with_context(|| format!("DATASTORE_PATH={}", directory.display()))?,
+        DatastoreConfig::Kubernetes(api) => {
+            anyhow::bail!("{}: not built in yet", api.source())
+        }
     };
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
 
