@@ -91,7 +91,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         DatastoreConfig::Files(directory) => datastore::files::start(directory)
             .with_context(|| format!("DATASTORE_PATH={}", directory.display()))?,
         DatastoreConfig::Kubernetes(api) => {
-            anyhow::bail!("{}: not built in yet", api.source())
+            for warning in api.warnings() {
+                tracing::warn!("{warning}");
+            }
+            let client = datastore::kubernetes::client(api)?;
+            datastore::kubernetes::start(client, api.source(), config.node.clone())
         }
     };
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;

@@ -88,6 +88,19 @@ impl ApiConfig {
         &self.warnings
     }
 
+    /// That no client can be made of this.
+    pub(crate) fn unusable(&self, why: String) -> ConfigError {
+        ConfigError::UnusableApi {
+            origin: self.origin.clone(),
+            why,
+        }
+    }
+
+    /// That kube can make no client of this.
+    pub(crate) fn unusable_client(&self, error: &kube::Error) -> ConfigError {
+        self.unusable(credentials::explain(error))
+    }
+
     /// The same in kube's terms.
     #[must_use]
     pub fn kube(&self) -> &kube::Config {
