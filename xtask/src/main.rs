@@ -4,6 +4,7 @@ mod build;
 mod kernel;
 mod layout;
 mod lint;
+mod manifests;
 mod programs;
 mod run;
 mod setup;
@@ -46,6 +47,12 @@ enum Command {
     },
     /// Formatting, clippy, the compiler's dependencies, and the tidiness of files
     Lint,
+    /// Write manifests/, what operators apply
+    Manifests {
+        /// Write nothing, and fail when a file is stale
+        #[arg(long)]
+        check: bool,
+    },
     /// Lints and all tests; with --kernel, packet tables and smoke test on other kernels instead
     Test {
         /// Kernels to boot: 5.10, 6.1, 6.12, newest, all (repeat it, or separate by commas)
@@ -81,6 +88,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             build::run(&layout, profile).map(drop)
         }
         Command::Lint => lint::run(&layout),
+        Command::Manifests { check: true } => manifests::check(&layout),
+        Command::Manifests { check: false } => manifests::run(&layout),
         Command::Test { kernel, filter } if kernel.is_empty() => {
             test::run(&layout, filter.as_deref())
         }
