@@ -108,6 +108,7 @@ pub(crate) fn bpf_cargo(
     more_flags: &[&str],
 ) -> Command {
     let architecture = format!("bpf_target_arch=\"{}\"", env::consts::ARCH);
+    let remapped = remapped(layout);
     let flags: Vec<&str> = [
         "-Clinker=bpf-linker",
         "-Cdebuginfo=2",
@@ -116,6 +117,7 @@ pub(crate) fn bpf_cargo(
         &architecture,
     ]
     .into_iter()
+    .chain(remapped.iter().map(String::as_str))
     .chain(more_flags.iter().copied())
     .collect();
     let mut cargo = layout.cargo();
@@ -127,6 +129,22 @@ pub(crate) fn bpf_cargo(
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     compiler.configure(&mut cargo);
     cargo
+}
+
+/// Compiler flags that keep this machine's paths out of what is built. The last that fits counts.
+pub(crate) fn remapped(layout: &Layout) -> Vec<String> {
+    let registry = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(env::home_dir()?.join(".cargo")));
+    [
+        registry.map(|path| (path, "/cargo")),
+        Some((layout.root.clone(), "/portcullis")),
+        Some((layout.target.clone(), "/target")),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display()))
+    .collect()
 }
 
 /// Copies a file if it differs, so that what embeds it is not rebuilt for nothing. Returns its size.

@@ -1,6 +1,7 @@
 //! The one entry point for developers: `cargo xtask <subcommand>`, a file per subcommand.
 
 mod build;
+mod image;
 mod kernel;
 mod layout;
 mod lint;
@@ -10,6 +11,7 @@ mod run;
 mod setup;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -53,6 +55,18 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// A container image of static programs, as an archive for ctr, docker and podman (x86-64 only)
+    Image {
+        /// Where the archive goes [default: image/portcullis-vVERSION.tar below the target directory]
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Write the image's files below this directory too
+        #[arg(long, value_name = "DIR")]
+        rootfs: Option<PathBuf>,
+        /// Build it again in another place, and fail when a byte differs
+        #[arg(long)]
+        verify: bool,
+    },
     /// Lints and all tests; with --kernel, packet tables and smoke test on other kernels instead
     Test {
         /// Kernels to boot: 5.10, 6.1, 6.12, newest, all (repeat it, or separate by commas)
@@ -90,6 +104,18 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Lint => lint::run(&layout),
         Command::Manifests { check: true } => manifests::check(&layout),
         Command::Manifests { check: false } => manifests::run(&layout),
+        Command::Image {
+            output,
+            rootfs,
+            verify,
+        } => image::run(
+            &layout,
+            &image::Options {
+                output,
+                rootfs,
+                verify,
+            },
+        ),
         Command::Test { kernel, filter } if kernel.is_empty() => {
             test::run(&layout, filter.as_deref())
         }

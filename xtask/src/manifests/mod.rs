@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::layout::Layout;
+pub(crate) use daemonset::image;
 use objects::AddonMode;
 use yaml::Document;
 
