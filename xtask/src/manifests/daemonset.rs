@@ -267,7 +267,7 @@ fn comments() -> Vec<(String, &'static str)> {
         ),
         (
             "securityContext/seccompProfile/type",
-            "Default profiles of many runtimes forbid bpf(2) even with CAP_BPF.",
+            "CRI-O's default profile, and older ones of others, forbid bpf(2) to containers without CAP_SYS_ADMIN.",
         ),
         (
             "volumeMounts/0/mountPropagation",
