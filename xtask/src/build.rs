@@ -7,8 +7,8 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::layout::Layout;
-use crate::run;
 use crate::setup::{self, Compiler};
+use crate::{btf, run};
 
 /// The programs that operators run.
 pub(crate) const PROGRAMS: [&str; 2] = ["policy-agent", "policyctl"];
@@ -147,9 +147,10 @@ pub(crate) fn remapped(layout: &Layout) -> Vec<String> {
     .collect()
 }
 
-/// Copies a file if it differs, so that what embeds it is not rebuilt for nothing. Returns its size.
+/// Copies an object if it differs, so that what embeds it is not rebuilt for nothing. Returns its size.
 fn put(from: &Path, to: &Path) -> Result<usize> {
-    let new = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    let mut new = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    btf::sort_forward_declarations(&mut new).with_context(|| from.display().to_string())?;
     if fs::read(to).ok().as_ref() != Some(&new) {
         fs::write(to, &new).with_context(|| format!("write {}", to.display()))?;
     }

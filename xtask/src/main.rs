@@ -1,5 +1,6 @@
 //! The one entry point for developers: `cargo xtask <subcommand>`, a file per subcommand.
 
+mod btf;
 mod build;
 mod image;
 mod kernel;
