@@ -64,11 +64,37 @@ impl<'a> Agent<'a> {
     ///
     /// When there is none to start.
     pub fn spawn(node: &'a Node) -> Result<Self> {
+        Self::spawn_command(node, Self::command(node)?)
+    }
+
+    /// Starts an agent as root with these capabilities alone, by their names without `CAP_`, and waits as
+    /// [`Self::start`] does. Those that we have not ourselves it does not get.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or takes too long; with its log.
+    pub fn start_with_capabilities(node: &'a Node, capabilities: &[String]) -> Result<Self> {
+        let mut bounding = "-all".to_owned();
+        for capability in capabilities {
+            bounding.push_str(",+");
+            bounding.push_str(&capability.to_lowercase());
+        }
+        let mut command = node.netns().command("setpriv");
+        command
+            .arg(format!("--bounding-set={bounding}"))
+            .arg("--inh-caps=-all")
+            .arg(binary("policy-agent")?);
+        Self::configure(node, &mut command);
+        let mut agent = Self::spawn_command(node, command)?;
+        agent.wait()?;
+        Ok(agent)
+    }
+
+    fn spawn_command(node: &'a Node, mut command: Command) -> Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(node.log_file())?;
-        let mut command = Self::command(node)?;
         command.stdout(log.try_clone()?).stderr(log);
         // Ctrl-C is for us, who stop it then.
         command.process_group(0);
@@ -88,6 +114,11 @@ impl<'a> Agent<'a> {
     /// When it is not built.
     pub fn command(node: &Node) -> Result<Command> {
         let mut command = node.netns().command(binary("policy-agent")?);
+        Self::configure(node, &mut command);
+        Ok(command)
+    }
+
+    fn configure(node: &Node, command: &mut Command) {
         command
             .arg("run")
             .env("DATASTORE_TYPE", "files")
@@ -97,7 +128,6 @@ impl<'a> Agent<'a> {
             .env("PORTCULLIS_BPFFS", node.bpffs())
             .env("HEALTH_ADDR", "127.0.0.1:9099")
             .env("NO_COLOR", "1");
-        Ok(command)
     }
 
     /// Waits until it enforces what the datastore holds.

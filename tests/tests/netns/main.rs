@@ -13,6 +13,7 @@ mod flows;
 mod lifecycle;
 mod node;
 mod policies;
+mod privileges;
 mod protocols;
 
 use portcullis_tests::netns::{Expected, Form, Host, Node, PodSpec, What, check};
