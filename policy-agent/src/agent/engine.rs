@@ -25,6 +25,7 @@ use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
 use super::kernel::Kernel;
+use super::operations::{ATTACH, DETACH, Operations};
 use crate::dataplane::AttachError;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
@@ -45,6 +46,7 @@ pub struct Engine<K> {
     compiled: u64,
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
+    operations: Operations,
     pruned: bool,
     reported: BTreeSet<Problem>,
 }
@@ -74,6 +76,26 @@ enum State {
     Attached,
     /// Its programs are being detached.
     Detaching(Option<Failure>),
+}
+
+impl State {
+    const WORDS: [&str; 4] = ["programming", "attaching", "enforced", "detaching"];
+
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Programming { .. } => "programming",
+            Self::Attaching(_) => "attaching",
+            Self::Attached => "enforced",
+            Self::Detaching(_) => "detaching",
+        }
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Attaching(failure) | Self::Detaching(failure) => failure.as_ref(),
+            Self::Programming { .. } | Self::Attached => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -137,6 +159,7 @@ impl<K: Kernel> Engine<K> {
             compiled: 0,
             enforced: 0,
             endpoints: BTreeMap::new(),
+            operations: Operations::default(),
             pruned: false,
             reported: BTreeSet::new(),
         }
@@ -251,16 +274,28 @@ impl<K: Kernel> Engine<K> {
         })
     }
 
+    /// What was asked of the kernel so far.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// How many endpoints are in each state, by the state's word.
+    pub fn endpoint_counts(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<_, _> = State::WORDS.map(|word| (word, 0)).into();
+        for endpoint in self.endpoints.values() {
+            *counts.entry(endpoint.state.word()).or_default() += 1;
+        }
+        counts
+    }
+
     /// Endpoints by ifindex, with their pods and states.
     pub fn endpoints(&self) -> impl Iterator<Item = (&LocalEndpoint, EndpointState)> {
         self.endpoints.values().map(|endpoint| {
-            let (word, failure) = match &endpoint.state {
-                State::Programming { .. } => ("programming", None),
-                State::Attaching(failure) => ("attaching", failure.as_ref()),
-                State::Attached => ("enforced", None),
-                State::Detaching(failure) => ("detaching", failure.as_ref()),
-            };
-            let error = failure.map(|failure| failure.error.clone());
+            let word = endpoint.state.word();
+            let error = endpoint
+                .state
+                .failure()
+                .map(|failure| failure.error.clone());
             (&endpoint.local, EndpointState { word, error })
         })
     }
@@ -354,7 +389,9 @@ impl<K: Kernel> Engine<K> {
             {
                 continue;
             }
-            match self.kernel.detach(*ifindex) {
+            let outcome = self.kernel.detach(*ifindex);
+            self.operations.note(DETACH, &outcome);
+            match outcome {
                 Ok(()) | Err(AttachError::InterfaceGone { .. }) => gone.push(*ifindex),
                 Err(error) => {
                     tracing::error!(pod = %endpoint.local.pod, %error, "cannot detach; trying again");
@@ -417,7 +454,9 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         while let Some(op) = self.queue.front() {
-            match self.kernel.apply(op) {
+            let outcome = self.kernel.apply(op);
+            self.operations.note(op.kind(), &outcome);
+            match outcome {
                 Ok(()) => {
                     if self.stuck.take().is_some() {
                         tracing::info!(operation = describe(op), "operation succeeded, going on");
@@ -468,7 +507,10 @@ impl<K: Kernel> Engine<K> {
             {
                 continue;
             }
-            match self.kernel.attach(*ifindex, &endpoint.local.host_interface) {
+            let interface = &endpoint.local.host_interface;
+            let outcome = self.kernel.attach(*ifindex, interface);
+            self.operations.note(ATTACH, &outcome);
+            match outcome {
                 Ok(()) => {
                     tracing::info!(
                         pod = %endpoint.local.pod, interface = endpoint.local.host_interface, "endpoint enforced"
@@ -515,10 +557,7 @@ impl<K: Kernel> Engine<K> {
         let failures = self
             .endpoints
             .values()
-            .filter_map(|endpoint| match &endpoint.state {
-                State::Attaching(failure) | State::Detaching(failure) => failure.as_ref(),
-                State::Programming { .. } | State::Attached => None,
-            });
+            .filter_map(|endpoint| endpoint.state.failure());
         let stuck = self.stuck.as_ref().map(|stuck| stuck.backoff.next());
         failures
             .map(|failure| failure.backoff.next())

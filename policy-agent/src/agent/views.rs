@@ -8,7 +8,7 @@ use policy_core::{DirectionView, PolicyStatus as CompiledStatus};
 
 use super::engine::{EndpointState, Engine};
 use super::kernel::Kernel;
-use crate::dataplane::{CounterRow, Dataplane};
+use crate::dataplane::{CounterRow, Dataplane, TableUse};
 use crate::report::{
     AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus, TableStatus,
     WorkloadEndpoint,
@@ -116,9 +116,9 @@ pub(super) fn programs(dataplane: &Dataplane) -> Vec<AttachedPrograms> {
         .collect()
 }
 
-pub(super) fn tables(dataplane: &Dataplane) -> Vec<TableStatus> {
-    let tables = dataplane.tables().into_iter();
+pub(super) fn tables(tables: &[TableUse]) -> Vec<TableStatus> {
     tables
+        .iter()
         .map(|table| TableStatus {
             name: table.name.to_owned(),
             used: table.used,

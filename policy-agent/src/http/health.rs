@@ -1,31 +1,43 @@
-//! `/livez` and `/readyz`, for kubelet.
+//! `/livez` and `/readyz`, for kubelet, and `/metrics`, for Prometheus.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::agent::Health;
+use crate::metrics::{self, Scraper};
 
 /// The agent's loop comes round every second; compiling a big cluster from nothing takes a few.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, health: watch::Receiver<Health>) {
-    if let Err(error) = axum::serve(listener, router(health)).await {
+/// Serves until the process ends. `scraper` is set once there is something to scrape.
+pub async fn serve(
+    listener: TcpListener,
+    health: watch::Receiver<Health>,
+    scraper: Arc<OnceLock<Scraper>>,
+) {
+    if let Err(error) = axum::serve(listener, router(health, scraper)).await {
         tracing::error!(%error, "health is no longer served");
     }
 }
 
-fn router(health: watch::Receiver<Health>) -> Router {
+fn router(health: watch::Receiver<Health>, scraper: Arc<OnceLock<Scraper>>) -> Router {
+    let metrics = Router::new()
+        .route("/metrics", get(metrics))
+        .with_state(scraper);
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(health)
+        .merge(metrics)
 }
 
 async fn livez(State(health): State<watch::Receiver<Health>>) -> (StatusCode, String) {
@@ -55,6 +67,16 @@ async fn readyz(State(health): State<watch::Receiver<Health>>) -> (StatusCode, S
     (code, lines.collect())
 }
 
+async fn metrics(State(scraper): State<Arc<OnceLock<Scraper>>>) -> Response {
+    let Some(scraper) = scraper.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the agent is starting\n").into_response();
+    };
+    match scraper.scrape().await {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +89,7 @@ mod tests {
         let (_keep, health) = watch::channel(health);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");
-        let server = tokio::spawn(serve(listener, health));
+        let server = tokio::spawn(serve(listener, health, Arc::default()));
         let stream = tokio::net::TcpStream::connect(address)
             .await
             .expect("listening");
