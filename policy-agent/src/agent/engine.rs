@@ -42,6 +42,12 @@ pub struct Engine<K> {
     unmatched: bool,
     pending: Vec<Change>,
     queue: VecDeque<Op>,
+    /// Arrivals of what is in `pending`.
+    arrived: Vec<Arrival>,
+    /// Arrivals of what the queue is the plan of.
+    compiled_arrivals: Vec<Arrival>,
+    /// Arrivals of what was enforced since somebody asked.
+    enforced_arrivals: Vec<Arrival>,
     stuck: Option<Stuck>,
     compiled: u64,
     enforced: u64,
@@ -49,6 +55,15 @@ pub struct Engine<K> {
     operations: Operations,
     pruned: bool,
     reported: BTreeSet<Problem>,
+}
+
+/// Changes that the datastore heard of together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When it did.
+    pub received: Instant,
+    /// How many they are.
+    pub changes: usize,
 }
 
 /// The operation at the head of the queue, which fails.
@@ -155,6 +170,9 @@ impl<K: Kernel> Engine<K> {
             unmatched: false,
             pending: Vec::new(),
             queue: VecDeque::new(),
+            arrived: Vec::new(),
+            compiled_arrivals: Vec::new(),
+            enforced_arrivals: Vec::new(),
             stuck: None,
             compiled: 0,
             enforced: 0,
@@ -165,8 +183,15 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Objects of the datastore changed.
-    pub fn objects_changed(&mut self, changes: Vec<ObjectChange>) {
+    /// Objects of the datastore changed, which heard of it at `received`.
+    pub fn objects_changed(&mut self, changes: Vec<ObjectChange>, received: Instant) {
+        // The first load waits for its end, which says nothing about a change.
+        if self.loaded {
+            self.arrived.push(Arrival {
+                received,
+                changes: changes.len(),
+            });
+        }
         for change in changes {
             match &change {
                 ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, node, .. })) => {
@@ -272,6 +297,11 @@ impl<K: Kernel> Engine<K> {
             tries: stuck.backoff.tries(),
             seconds: stuck.backoff.lasting(now).as_secs(),
         })
+    }
+
+    /// Changes that came after the first load and were enforced since the last call.
+    pub fn take_enforced(&mut self) -> Vec<Arrival> {
+        std::mem::take(&mut self.enforced_arrivals)
     }
 
     /// What was asked of the kernel so far.
@@ -428,6 +458,7 @@ impl<K: Kernel> Engine<K> {
         );
         self.compiled = plan.revision;
         self.queue.extend(plan.ops);
+        self.compiled_arrivals.append(&mut self.arrived);
         self.report_problems();
     }
 
@@ -489,6 +520,7 @@ impl<K: Kernel> Engine<K> {
             tracing::debug!(revision = self.compiled, "enforced");
         }
         self.enforced = self.compiled;
+        self.enforced_arrivals.append(&mut self.compiled_arrivals);
         for endpoint in self.endpoints.values_mut() {
             if matches!(endpoint.state, State::Programming { compiled: true }) {
                 endpoint.state = State::Attaching(None);

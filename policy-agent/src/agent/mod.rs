@@ -11,7 +11,7 @@ mod query;
 mod readiness;
 mod views;
 
-pub use engine::{EndpointState, Engine, StuckPlan};
+pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
 pub use kernel::Kernel;
 pub use operations::{Operations, Tally};
 pub use query::Query;
@@ -37,7 +37,7 @@ use crate::dataplane::{Dataplane, DataplaneConfig, EventStream};
 use crate::datastore::{self, Datastore, Update};
 use crate::endpoint::{self, Discovery, ScanReport};
 use crate::http;
-use crate::metrics::Scraper;
+use crate::metrics::{Latency, Scraper};
 use query::Sync;
 
 /// Drop events that may wait to be logged.
@@ -129,6 +129,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         scan_error: None,
         unlogged: Arc::default(),
         drops_logged: 0,
+        latency: Latency::default(),
         losses: Losses::default(),
     };
     agent.run(events, stop).await?;
@@ -187,6 +188,7 @@ struct Agent {
     /// Events that came faster than they could be logged.
     unlogged: Arc<AtomicU64>,
     drops_logged: u64,
+    latency: Latency,
     losses: Losses,
 }
 
@@ -207,6 +209,7 @@ impl Agent {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry_at = self.engine.step(Instant::now());
+            self.latency.observe(self.engine.take_enforced());
             self.finish_syncs();
             self.publish_health();
             let retry = async {
@@ -245,7 +248,9 @@ impl Agent {
 
     fn updated(&mut self, update: Update) {
         match update {
-            Update::Changes(changes) => self.engine.objects_changed(changes),
+            Update::Changes { received, changes } => {
+                self.engine.objects_changed(changes, received);
+            }
             Update::Loaded => {
                 tracing::info!("datastore loaded");
                 self.engine.loaded();

@@ -194,6 +194,7 @@ impl Agent {
                 log_busy: self.unlogged.load(Ordering::Relaxed),
             },
             drops_logged: self.drops_logged,
+            latency: self.latency.clone(),
             datastore: self.datastore.report.borrow().clone(),
             conditions: self.conditions(),
         })

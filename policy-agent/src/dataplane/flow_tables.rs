@@ -1,7 +1,7 @@
 //! Rows of the tables that the programs write, counted in the kernel's batches.
 //!
-//! Nobody keeps count of them, so they are looked at one by one: some 60 ns a row, a million rows in
-//! 60 ms. The walk goes through the hash buckets once, so packets that add and remove rows meanwhile
+//! Nobody keeps count of them, so they are looked at one by one, which costs some 0.3 µs a row: 0.3 s
+//! for a million rows, a quarter of what asking for key after key costs. The walk goes through the hash buckets once, so packets that add and remove rows meanwhile
 //! cannot prolong it; it locks one bucket at a time, and does not make rows look recently used.
 
 use std::io;

@@ -9,6 +9,7 @@ pub mod files;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use policy_core::model::{Change, Namespace, NetworkPolicy, ObjectName};
 use tokio::sync::{mpsc, watch};
@@ -86,7 +87,12 @@ impl From<ObjectChange> for Change {
 #[derive(Debug)]
 pub enum Update {
     /// Objects changed.
-    Changes(Vec<ObjectChange>),
+    Changes {
+        /// When the datastore heard of the first of them.
+        received: Instant,
+        /// What changed, in order.
+        changes: Vec<ObjectChange>,
+    },
     /// Everything that was there at the start has been sent.
     Loaded,
     /// Everything that was there when this sync was asked for has been sent.

@@ -150,7 +150,15 @@ impl Scrape {
             "enforced_revision",
             "Number of the last state that is wholly in the kernel.",
             self.snapshot.enforced_revision,
-        )
+        )?;
+        let latency = self.snapshot.latency.histogram();
+        let encoder = page.0.encode_descriptor(
+            "event_to_enforced_seconds",
+            "From the moment the datastore heard of a change until it was in the kernel.",
+            None,
+            latency.metric_type(),
+        )?;
+        latency.encode(encoder)
     }
 
     fn tables(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -12,10 +12,12 @@
 
 mod families;
 mod flow_use;
+mod latency;
 mod process;
 mod scrape;
 mod snapshot;
 
+pub use latency::Latency;
 pub use scrape::{Scraper, Unavailable};
 pub use snapshot::{Lost, Snapshot};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use policy_core::PolicyCounts;
 
+use super::Latency;
 use crate::agent::Operations;
 use crate::dataplane::{CounterRow, TableUse};
 use crate::datastore::Report;
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub lost: Lost,
     /// Drops that were logged.
     pub drops_logged: u64,
+    /// From a datastore's event to its enforcement.
+    pub latency: Latency,
     /// What the datastore says about itself.
     pub datastore: Arc<Report>,
     /// What readiness depends on.
