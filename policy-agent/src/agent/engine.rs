@@ -94,8 +94,6 @@ enum State {
 }
 
 impl State {
-    const WORDS: [&str; 4] = ["programming", "attaching", "enforced", "detaching"];
-
     fn word(&self) -> &'static str {
         match self {
             Self::Programming { .. } => "programming",
@@ -143,6 +141,11 @@ pub struct EndpointState {
     pub word: &'static str,
     /// Why it gets no further, where something fails.
     pub error: Option<String>,
+}
+
+impl EndpointState {
+    /// Every value of `word`.
+    pub const WORDS: [&str; 4] = ["programming", "attaching", "enforced", "detaching"];
 }
 
 /// The operation that the queue waits for.
@@ -311,7 +314,7 @@ impl<K: Kernel> Engine<K> {
 
     /// How many endpoints are in each state, by the state's word.
     pub fn endpoint_counts(&self) -> BTreeMap<&'static str, usize> {
-        let mut counts: BTreeMap<_, _> = State::WORDS.map(|word| (word, 0)).into();
+        let mut counts: BTreeMap<_, _> = EndpointState::WORDS.map(|word| (word, 0)).into();
         for endpoint in self.endpoints.values() {
             *counts.entry(endpoint.state.word()).or_default() += 1;
         }

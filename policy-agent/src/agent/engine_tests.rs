@@ -429,3 +429,89 @@ fn what_waits_is_compiled_in_one_go() {
     fixture.step();
     assert_eq!(fixture.engine.revision(), revision + 1);
 }
+
+#[test]
+fn endpoints_are_counted_by_state() {
+    let count = |fixture: &Fixture| {
+        let counts = fixture.engine.endpoint_counts();
+        EndpointState::WORDS.map(|word| counts[word])
+    };
+    let mut fixture = Fixture::with_two_endpoints();
+    assert_eq!(count(&fixture), [0; 4], "every state is there");
+    fixture.refuse("PutEndpoint 8", 1);
+    fixture.step();
+    assert_eq!(count(&fixture), [2, 0, 0, 0], "programming");
+    fixture.refuse("attach 7", 1);
+    fixture.now += Duration::from_secs(60);
+    fixture.step();
+    assert_eq!(count(&fixture), [0, 1, 1, 0], "one is attached");
+    fixture.step_until_quiet();
+    fixture.refuse("detach 7", 1);
+    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.step();
+    assert_eq!(count(&fixture), [0, 0, 1, 1], "one cannot be detached");
+    fixture.step_until_quiet();
+    assert_eq!(count(&fixture), [0, 0, 1, 0]);
+}
+
+#[test]
+fn what_is_asked_of_the_kernel_is_counted() {
+    let tally = |fixture: &Fixture, wanted: &str| {
+        let found = fixture
+            .engine
+            .operations()
+            .iter()
+            .find(|(kind, _)| *kind == wanted);
+        let (_, tally) = found.unwrap_or_else(|| panic!("no {wanted}"));
+        (tally.succeeded, tally.failed)
+    };
+    let mut fixture = Fixture::with_two_endpoints();
+    for kind in Op::KINDS.into_iter().chain(["attach", "detach"]) {
+        assert_eq!(tally(&fixture, kind), (0, 0));
+    }
+    fixture.refuse("PutEndpoint 8", 2);
+    fixture.refuse("attach 7", 1);
+    fixture.step();
+    fixture.step_until_quiet();
+    assert_eq!(tally(&fixture, "put_endpoint"), (2, 2));
+    assert_eq!(tally(&fixture, "attach"), (2, 1));
+    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.step();
+    assert_eq!(tally(&fixture, "delete_endpoint"), (1, 0));
+    assert_eq!(tally(&fixture, "detach"), (1, 0));
+}
+
+#[test]
+fn a_change_is_enforced_once_its_last_operation_is_done() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.step();
+    assert_eq!(
+        fixture.engine.take_enforced(),
+        [],
+        "the first load is no change"
+    );
+
+    let (first, second) = (fixture.now, fixture.now + Duration::from_secs(1));
+    let two = vec![default_deny(), pod("c", 3)];
+    fixture.refuse("PutEndpoint 7", 1);
+    fixture.engine.objects_changed(two, first);
+    let again = fixture.step().expect("wants to try again");
+    fixture.engine.objects_changed(vec![pod("d", 4)], second);
+    fixture.step();
+    assert_eq!(fixture.engine.take_enforced(), [], "an operation fails");
+
+    fixture.now = again;
+    fixture.step();
+    let arrival = |received, changes| Arrival { received, changes };
+    assert_eq!(
+        fixture.engine.take_enforced(),
+        [arrival(first, 2), arrival(second, 1)]
+    );
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2), (9, 3)]));
+    fixture.step();
+    assert_eq!(
+        fixture.engine.take_enforced(),
+        [],
+        "an interface is no change"
+    );
+}

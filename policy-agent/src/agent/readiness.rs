@@ -5,6 +5,23 @@ use std::time::Instant;
 use super::Agent;
 use crate::report::Condition;
 
+/// Everything that there was at the start has been read.
+const DATASTORE_LOADED: &str = "DatastoreLoaded";
+/// The pods' interfaces are looked for.
+const INTERFACES_FOUND: &str = "InterfacesFound";
+/// No table operation fails.
+const TABLES_WRITTEN: &str = "TablesWritten";
+/// All that is known is in the tables, and all endpoints have their programs.
+const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
+
+/// Every condition.
+const CONDITIONS: [&str; 4] = [
+    DATASTORE_LOADED,
+    INTERFACES_FOUND,
+    TABLES_WRITTEN,
+    ENDPOINTS_ENFORCED,
+];
+
 /// What the health server knows.
 #[derive(Clone, Debug)]
 pub struct Health {
@@ -19,7 +36,9 @@ impl Health {
     #[must_use]
     pub fn starting() -> Self {
         Self {
-            conditions: vec![condition("DatastoreLoaded", false, "starting")],
+            conditions: CONDITIONS
+                .map(|name| condition(name, false, "starting"))
+                .into(),
             beat: Instant::now(),
         }
     }
@@ -103,18 +122,18 @@ impl Agent {
             ),
         };
         vec![
-            condition("DatastoreLoaded", self.engine.is_loaded(), loaded),
+            condition(DATASTORE_LOADED, self.engine.is_loaded(), loaded),
             condition(
-                "InterfacesFound",
+                INTERFACES_FOUND,
                 self.engine.is_scanned() && self.scan_error.is_none(),
                 scanned,
             ),
             condition(
-                "TablesWritten",
+                TABLES_WRITTEN,
                 self.engine.is_loaded() && stuck.is_none(),
                 written,
             ),
-            condition("EndpointsEnforced", self.engine.is_settled(), enforced),
+            condition(ENDPOINTS_ENFORCED, self.engine.is_settled(), enforced),
         ]
     }
 }

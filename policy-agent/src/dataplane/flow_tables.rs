@@ -21,8 +21,8 @@ use super::load::take;
 /// than this means that its hash is broken.
 const BATCH: usize = 2048;
 
-/// The tables that the programs write. Cheap to clone; may be used from any thread.
-#[derive(Clone, Debug)]
+/// The tables that the programs write. Cheap to clone; may be used from any thread. By default none.
+#[derive(Clone, Debug, Default)]
 pub struct FlowTables(Arc<[FlowTable]>);
 
 #[derive(Debug)]

@@ -328,3 +328,7 @@ fn verdict(verdict: Verdict) -> &'static str {
         Verdict::Drop => "drop",
     }
 }
+
+#[cfg(test)]
+#[path = "families_tests.rs"]
+mod tests;

@@ -30,7 +30,8 @@ impl ProcessUse {
             resident: stat.rss_bytes().get(),
             open_fds: process.fd_count()?,
             max_fds: match max_fds {
-                LimitValue::Unlimited => u64::MAX,
+                // Beyond this, the text format has no whole numbers.
+                LimitValue::Unlimited => i64::MAX.unsigned_abs(),
                 LimitValue::Value(limit) => limit,
             },
             started: KernelStats::current()?.btime as f64 + stat.starttime as f64 / hertz,

@@ -100,3 +100,65 @@ impl Scraper {
             .map_err(Unavailable::Counters)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scraper() -> (Scraper, mpsc::Receiver<Query>) {
+        let (queries, asked) = mpsc::channel(1);
+        let (_ends, health) = watch::channel(Health::starting());
+        (Scraper::new(queries, health, FlowTables::default()), asked)
+    }
+
+    async fn failure(scraper: &Scraper) -> String {
+        scraper.scrape().await.expect_err("no answer").to_string()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_loop_is_waited_for_only_so_long() {
+        let (scraper, mut asked) = scraper();
+        let busy = Unavailable::Busy(PATIENCE).to_string();
+        assert_eq!(failure(&scraper).await, busy, "asked, but not answered");
+        assert_eq!(
+            failure(&scraper).await,
+            busy,
+            "not even asked: the queue is full"
+        );
+        let Some(Query::Metrics(reply)) = asked.recv().await else {
+            panic!("the scrape asked for something else");
+        };
+        assert!(reply.is_closed(), "which the loop can see");
+    }
+
+    #[tokio::test]
+    async fn a_scrape_says_why_there_is_none() {
+        let (scraper, mut asked) = scraper();
+        let answer = async {
+            let Some(Query::Metrics(reply)) = asked.recv().await else {
+                panic!("the scrape asked for something else");
+            };
+            reply
+                .send(Err("out of order".to_owned()))
+                .expect("asked for");
+        };
+        let (said, ()) = tokio::join!(failure(&scraper), answer);
+        assert_eq!(said, "counters cannot be read: out of order");
+        drop(asked);
+        assert_eq!(failure(&scraper).await, "the agent is stopping");
+    }
+
+    #[test]
+    fn this_process_is_seen() {
+        let process = ProcessUse::read().expect("/proc/self");
+        assert!(
+            process.resident > 100_000 && process.open_fds >= 3,
+            "{process:?}"
+        );
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("after 1970");
+        let age = now.as_secs_f64() - process.started;
+        assert!((-2.0..24.0 * 3600.0).contains(&age), "{process:?}");
+    }
+}
