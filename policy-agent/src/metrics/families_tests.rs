@@ -51,6 +51,9 @@ fn fresh() -> Scrape {
     }
 }
 
+/// Names and values of labels.
+type LabelPairs<'a> = &'a [(&'a str, &'a str)];
+
 type Family = MetricFamily<OpenMetricsType, OpenMetricsValue>;
 
 /// The families of a scrape, under the names that queries use.
@@ -94,7 +97,7 @@ fn labels(family: &Family) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// The value of the sample with these labels.
-fn value(families: &BTreeMap<String, Family>, name: &str, labels: &[(&str, &str)]) -> f64 {
+fn value(families: &BTreeMap<String, Family>, name: &str, labels: LabelPairs<'_>) -> f64 {
     let family = &families[name];
     let sample = family.iter_samples().find(|sample| {
         let set = sample.get_labelset().expect("bound to its family");
@@ -252,7 +255,7 @@ fn numbers_stand_where_they_belong() {
         ("verdict", "drop"),
         ("reason", "policy_denied"),
     ];
-    let rows: [(&str, &[(&str, &str)], f64); 12] = [
+    let rows: [(&str, LabelPairs<'_>, f64); 12] = [
         ("portcullis_endpoints", &[("state", "attaching")], 5.0),
         ("portcullis_endpoints", &[("state", "enforced")], 0.0),
         ("portcullis_policies", &[("status", "enforced")], 11.0),
