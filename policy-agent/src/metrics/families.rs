@@ -1,6 +1,7 @@
 //! Every metric: its name, type, help and labels.
 
 use std::fmt;
+use std::time::UNIX_EPOCH;
 
 use policy_common::verdict::Verdict;
 use prometheus_client::collector::Collector;
@@ -14,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::process::ProcessUse;
 use super::snapshot::Snapshot;
-use crate::datastore::Severity;
+use crate::datastore::{ApiReport, Severity, WatchState};
 
 /// Everything that one scrape shows.
 #[derive(Clone, Debug)]
@@ -257,7 +258,11 @@ impl Scrape {
                     .count();
                 ([("severity", severity)], count)
             }),
-        )
+        )?;
+        match &report.api {
+            Some(api) => kubernetes_api(api, page),
+            None => Ok(()),
+        }
     }
 
     fn agent(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -293,6 +298,45 @@ impl Scrape {
         )?;
         info.encode(encoder)
     }
+}
+
+/// Shown where the datastore is the Kubernetes API.
+fn kubernetes_api(api: &ApiReport, page: &mut Page<'_>) -> fmt::Result {
+    page.gauge(
+        "api_up",
+        "Whether the Kubernetes API can be used.",
+        u32::from(api.outage.is_none()),
+    )?;
+    let last_contact = api
+        .last_contact
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    page.gauge(
+        "api_last_contact_timestamp_seconds",
+        "When the Kubernetes API last answered; 0 before it ever did.",
+        last_contact.unwrap_or_default().as_secs_f64(),
+    )?;
+    let resources = || {
+        let resources = api.resources.iter();
+        resources.map(|resource| ([("resource", resource.resource)], resource))
+    };
+    page.gauges(
+        "watch_up",
+        "Whether changes arrive as they happen, by resource.",
+        resources().map(|(labels, resource)| {
+            let up = matches!(resource.state, WatchState::Watching);
+            (labels, u32::from(up))
+        }),
+    )?;
+    page.counters(
+        "watch_restarts",
+        "Watches that were resumed after they had ended, by resource.",
+        resources().map(|(labels, resource)| (labels, resource.restarts)),
+    )?;
+    page.counters(
+        "watch_relists",
+        "Lists after the first, by resource.",
+        resources().map(|(labels, resource)| (labels, resource.relists)),
+    )
 }
 
 impl Collector for ProcessUse {

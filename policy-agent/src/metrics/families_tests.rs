@@ -1,7 +1,8 @@
 //! The text as Prometheus reads it, and as the reference describes it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use openmetrics_parser::openmetrics::parse_openmetrics;
 use openmetrics_parser::{MetricFamily, MetricNumber, OpenMetricsType, OpenMetricsValue};
@@ -12,8 +13,9 @@ use policy_core::PolicyCounts;
 use super::*;
 use crate::agent::{Arrival, EndpointState, Health};
 use crate::dataplane::{CounterRow, TableUse};
-use crate::datastore::{Problem, Report};
+use crate::datastore::{NodePresence, Outage, Problem, Report, ResourceReport};
 use crate::metrics::Lost;
+use crate::report::Condition;
 
 /// What an agent shows that has just started.
 fn fresh() -> Scrape {
@@ -38,12 +40,39 @@ fn fresh() -> Scrape {
             bytes: 0,
         })
     });
+    let resource = |resource| ResourceReport {
+        resource,
+        loaded: false,
+        state: WatchState::Listing,
+        objects: 0,
+        restarts: 0,
+        relists: 0,
+    };
+    let api = ApiReport {
+        source: "https://a".to_owned(),
+        outage: None,
+        last_contact: None,
+        node: NodePresence::Unknown,
+        resources: ["networkpolicies", "pods", "namespaces", "nodes"]
+            .map(resource)
+            .into(),
+    };
+    let mut conditions = Health::starting().conditions;
+    conditions.push(Condition {
+        name: "NodeKnown".to_owned(),
+        ok: false,
+        message: String::new(),
+    });
     Scrape {
         snapshot: Snapshot {
+            datastore: Arc::new(Report {
+                api: Some(api),
+                ..Report::default()
+            }),
             endpoints: EndpointState::WORDS.map(|word| (word, 0)).into(),
             tables: tables.collect(),
             counters: counters.collect(),
-            conditions: Health::starting().conditions,
+            conditions,
             ..Snapshot::default()
         },
         process: ProcessUse::default(),
@@ -200,6 +229,59 @@ fn every_combination_is_there_before_anything_happens() {
 }
 
 #[test]
+fn the_api_is_shown_where_there_is_one() {
+    let api_metrics = |scrape: Scrape| {
+        let names = parse(scrape).into_keys();
+        names
+            .filter(|name| name.contains("_api_") || name.contains("_watch_"))
+            .count()
+    };
+    let mut scrape = fresh();
+    scrape.snapshot.datastore = Arc::default();
+    assert_eq!(api_metrics(scrape), 0, "files");
+    assert_eq!(api_metrics(fresh()), 5);
+
+    let mut scrape = fresh();
+    let mut report = Report::clone(&scrape.snapshot.datastore);
+    let api = report.api.as_mut().expect("one");
+    api.last_contact = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(100));
+    let outage = Outage {
+        since: SystemTime::UNIX_EPOCH,
+        reason: "gone".to_owned(),
+    };
+    api.outage = Some(outage.clone());
+    api.resources[0].state = WatchState::Watching;
+    api.resources[1].state = WatchState::Failing(outage);
+    (api.resources[1].restarts, api.resources[1].relists) = (7, 8);
+    scrape.snapshot.datastore = report.into();
+    let families = parse(scrape);
+    let pods: LabelPairs<'_> = &[("resource", "pods")];
+    let rows: [(&str, LabelPairs<'_>, f64); 6] = [
+        ("portcullis_api_up", &[], 0.0),
+        ("portcullis_api_last_contact_timestamp_seconds", &[], 100.0),
+        ("portcullis_watch_up", pods, 0.0),
+        (
+            "portcullis_watch_up",
+            &[("resource", "networkpolicies")],
+            1.0,
+        ),
+        ("portcullis_watch_restarts_total", pods, 7.0),
+        ("portcullis_watch_relists_total", pods, 8.0),
+    ];
+    check(&families, &rows);
+}
+
+fn check(families: &BTreeMap<String, Family>, rows: &[(&str, LabelPairs<'_>, f64)]) {
+    for (name, labels, expected) in rows {
+        let found = value(families, name, labels);
+        assert!(
+            (found - expected).abs() < f64::EPSILON,
+            "{name}{labels:?} is {found}"
+        );
+    }
+}
+
+#[test]
 fn numbers_stand_where_they_belong() {
     let mut scrape = fresh();
     let snapshot = &mut scrape.snapshot;
@@ -289,13 +371,7 @@ fn numbers_stand_where_they_belong() {
         ("portcullis_datastore_objects", &[], 41.0),
         ("portcullis_event_to_enforced_seconds", &[], 3.0),
     ];
-    for (name, labels, expected) in rows {
-        let found = value(&families, name, labels);
-        assert!(
-            (found - expected).abs() < f64::EPSILON,
-            "{name}{labels:?} is {found}"
-        );
-    }
+    check(&families, &rows);
     let latency = &families["portcullis_event_to_enforced_seconds"];
     let OpenMetricsValue::Histogram(histogram) = &latency.iter_samples().next().expect("one").value
     else {
