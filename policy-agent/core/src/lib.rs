@@ -34,4 +34,6 @@ mod view;
 
 pub use compiler::{Compiler, Plan};
 pub use limits::{Limits, Problem};
-pub use view::{DirectionView, EndpointView, Explanation, IdentityView, PolicyStatus, PolicyView};
+pub use view::{
+    DirectionView, EndpointView, Explanation, IdentityView, PolicyCounts, PolicyStatus, PolicyView,
+};

@@ -110,3 +110,48 @@ pub enum Op {
     /// that only such a packet could still look up may go afterwards.
     Barrier,
 }
+
+impl Op {
+    /// Every word of [`Op::kind`].
+    pub const KINDS: [&str; 16] = [
+        "put_policy",
+        "delete_policy",
+        "put_peer",
+        "delete_peer",
+        "put_port",
+        "delete_port",
+        "put_rule",
+        "delete_rule",
+        "clear_rule_counts",
+        "put_address",
+        "delete_address",
+        "put_prefix",
+        "delete_prefix",
+        "put_endpoint",
+        "delete_endpoint",
+        "barrier",
+    ];
+
+    /// What it does, in a word for metrics.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::PutPolicy { .. } => "put_policy",
+            Self::DeletePolicy { .. } => "delete_policy",
+            Self::PutPeer { .. } => "put_peer",
+            Self::DeletePeer { .. } => "delete_peer",
+            Self::PutPort { .. } => "put_port",
+            Self::DeletePort { .. } => "delete_port",
+            Self::PutRule { .. } => "put_rule",
+            Self::DeleteRule { .. } => "delete_rule",
+            Self::ClearRuleCounts { .. } => "clear_rule_counts",
+            Self::PutAddress { .. } => "put_address",
+            Self::DeleteAddress { .. } => "delete_address",
+            Self::PutPrefix { .. } => "put_prefix",
+            Self::DeletePrefix { .. } => "delete_prefix",
+            Self::PutEndpoint { .. } => "put_endpoint",
+            Self::DeleteEndpoint { .. } => "delete_endpoint",
+            Self::Barrier => "barrier",
+        }
+    }
+}

@@ -72,6 +72,17 @@ pub enum PolicyStatus {
     Refused(String),
 }
 
+/// How many NetworkPolicies have each status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyCounts {
+    /// [`PolicyStatus::Enforced`].
+    pub enforced: usize,
+    /// [`PolicyStatus::NoLocalSubjects`].
+    pub no_local_subjects: usize,
+    /// [`PolicyStatus::Refused`].
+    pub refused: usize,
+}
+
 /// One NetworkPolicy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyView {
@@ -198,6 +209,38 @@ impl Compiler {
             }
         });
         views.collect()
+    }
+
+    /// How many NetworkPolicies have each status.
+    #[must_use]
+    pub fn policy_counts(&self) -> PolicyCounts {
+        let problems = self.pod_problems();
+        // Of policies with a local subject: whether one of its subjects has a problem.
+        let mut refused: BTreeMap<&ObjectName, bool> = BTreeMap::new();
+        for record in self.records.values() {
+            let Some(pod) = self.store.pod(&record.pod) else {
+                continue;
+            };
+            let has_problem = problems.contains_key(&record.pod);
+            for policy in self.store.policies_in(&record.pod.namespace) {
+                if policy.subjects.matches(&pod.labels) {
+                    *refused.entry(&policy.name).or_default() |= has_problem;
+                }
+            }
+        }
+        let total = self.store.policies().count();
+        let counted = refused.values().filter(|refused| **refused).count();
+        PolicyCounts {
+            enforced: refused.len() - counted,
+            no_local_subjects: total - refused.len(),
+            refused: counted,
+        }
+    }
+
+    /// Number of identities, 0 not counted.
+    #[must_use]
+    pub fn identity_count(&self) -> usize {
+        self.identities.iter().count()
     }
 
     fn pod_problems(&self) -> BTreeMap<&ObjectName, &Problem> {

@@ -8,8 +8,9 @@ use policy_core::model::{
     Change, LabelSelector, Labels, LocalEndpoint, NetworkPolicy, ObjectName, Peer, Pod, PolicyPort,
     PortMatch, Protocol, Rule,
 };
+use policy_core::op::Op;
 use policy_core::tables::Tables;
-use policy_core::{Compiler, Limits, PolicyStatus, Problem};
+use policy_core::{Compiler, Limits, PolicyCounts, PolicyStatus, Problem};
 
 const TCP: u8 = 6;
 
@@ -91,8 +92,25 @@ impl Node {
 
     fn apply(&mut self, changes: Vec<Change>) {
         for op in self.compiler.apply(changes).into_ops() {
+            assert!(Op::KINDS.contains(&op.kind()), "{op:?}");
             self.tables.apply(&op);
         }
+        self.check_counts();
+    }
+
+    /// Counts are those of what is counted.
+    fn check_counts(&self) {
+        let mut counts = PolicyCounts::default();
+        for policy in self.compiler.policies() {
+            match policy.status {
+                PolicyStatus::Enforced => counts.enforced += 1,
+                PolicyStatus::NoLocalSubjects => counts.no_local_subjects += 1,
+                PolicyStatus::Refused(_) => counts.refused += 1,
+            }
+        }
+        assert_eq!(self.compiler.policy_counts(), counts);
+        let identities = self.compiler.identities().len();
+        assert_eq!(self.compiler.identity_count(), identities);
     }
 
     fn allows(&self, ifindex: u32, from: u8, port: u16) -> bool {

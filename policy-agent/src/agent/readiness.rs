@@ -6,6 +6,25 @@ use super::Agent;
 use crate::datastore::{ApiReport, NodePresence, Report, WatchState};
 use crate::report::Condition;
 
+/// Everything that there was at the start has been read.
+const DATASTORE_LOADED: &str = "DatastoreLoaded";
+/// The API has a Node of this name; there is none without an API.
+const NODE_KNOWN: &str = "NodeKnown";
+/// The pods' interfaces are looked for.
+const INTERFACES_FOUND: &str = "InterfacesFound";
+/// No table operation fails.
+const TABLES_WRITTEN: &str = "TablesWritten";
+/// All that is known is in the tables, and all endpoints have their programs.
+const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
+
+/// The conditions that there are with every datastore.
+const CONDITIONS: [&str; 4] = [
+    DATASTORE_LOADED,
+    INTERFACES_FOUND,
+    TABLES_WRITTEN,
+    ENDPOINTS_ENFORCED,
+];
+
 /// What the health server knows.
 #[derive(Clone, Debug)]
 pub struct Health {
@@ -20,7 +39,9 @@ impl Health {
     #[must_use]
     pub fn starting() -> Self {
         Self {
-            conditions: vec![condition("DatastoreLoaded", false, "starting")],
+            conditions: CONDITIONS
+                .map(|name| condition(name, false, "starting"))
+                .into(),
             beat: Instant::now(),
         }
     }
@@ -72,7 +93,7 @@ fn node_known(api: &ApiReport, node: &str) -> Condition {
         (NodePresence::Unknown, Some(state)) => format!("looking for Node {node}: {state}"),
         (NodePresence::Unknown, None) => format!("looking for Node {node}"),
     };
-    condition("NodeKnown", api.node == NodePresence::Present, message)
+    condition(NODE_KNOWN, api.node == NodePresence::Present, message)
 }
 
 impl Agent {
@@ -135,7 +156,7 @@ impl Agent {
             ),
         };
         let mut conditions = vec![condition(
-            "DatastoreLoaded",
+            DATASTORE_LOADED,
             loaded,
             datastore_words(&report, loaded),
         )];
@@ -147,12 +168,12 @@ impl Agent {
         );
         conditions.extend([
             condition(
-                "InterfacesFound",
+                INTERFACES_FOUND,
                 self.engine.is_scanned() && self.scan_error.is_none(),
                 scanned,
             ),
-            condition("TablesWritten", loaded && stuck.is_none(), written),
-            condition("EndpointsEnforced", self.engine.is_settled(), enforced),
+            condition(TABLES_WRITTEN, loaded && stuck.is_none(), written),
+            condition(ENDPOINTS_ENFORCED, self.engine.is_settled(), enforced),
         ]);
         conditions
     }

@@ -9,7 +9,7 @@ use policy_core::{DirectionView, PolicyStatus as CompiledStatus};
 
 use super::engine::{EndpointState, Engine};
 use super::kernel::Kernel;
-use crate::dataplane::{CounterRow, Dataplane};
+use crate::dataplane::{CounterRow, Dataplane, TableUse};
 use crate::datastore::{ApiReport, NodePresence, ResourceReport, WatchState};
 use crate::report::{
     ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus,
@@ -118,9 +118,9 @@ pub(super) fn programs(dataplane: &Dataplane) -> Vec<AttachedPrograms> {
         .collect()
 }
 
-pub(super) fn tables(dataplane: &Dataplane) -> Vec<TableStatus> {
-    let tables = dataplane.tables().into_iter();
+pub(super) fn tables(tables: &[TableUse]) -> Vec<TableStatus> {
     tables
+        .iter()
         .map(|table| TableStatus {
             name: table.name.to_owned(),
             used: table.used,

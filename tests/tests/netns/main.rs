@@ -11,6 +11,7 @@ mod cluster;
 mod demo;
 mod flows;
 mod lifecycle;
+mod metrics;
 mod node;
 mod policies;
 mod privileges;

@@ -77,7 +77,7 @@ fn a_full_table_says_so_and_keeps_what_it_has() {
     let packet = incoming(FRIEND, 0, 1, 80, Tcp(SYN));
     world.expect("what was enforced", Ingress, &packet, Reason::PolicyAllowed);
     let use_of = |world: &World, name| {
-        let tables = world.machine.dataplane.tables();
+        let tables = world.machine.dataplane.tables().unwrap();
         let table = tables.into_iter().find(|table| table.name == name).unwrap();
         (table.used, table.capacity)
     };

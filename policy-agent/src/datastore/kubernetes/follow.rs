@@ -39,6 +39,17 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// What a follower tells, and since when it knows.
+#[derive(Debug)]
+pub(super) struct Notice {
+    /// Of what.
+    pub resource: Resource,
+    /// When the API said so.
+    pub received: std::time::Instant,
+    /// What.
+    pub message: Message,
+}
+
 /// What a follower tells, in order.
 #[derive(Debug)]
 pub(super) enum Message {
@@ -69,7 +80,7 @@ struct Closed;
 pub(super) struct Follower {
     pub collection: Collection,
     /// Where messages go.
-    pub out: mpsc::Sender<(Resource, Message)>,
+    pub out: mpsc::Sender<Notice>,
     /// Number of the last sync that was asked for.
     pub sync: watch::Receiver<u64>,
     /// Rings when a request succeeded after a failure: the others need not wait any longer.
@@ -116,7 +127,7 @@ enum End {
 impl Follower {
     pub(super) fn new(
         collection: Collection,
-        out: mpsc::Sender<(Resource, Message)>,
+        out: mpsc::Sender<Notice>,
         sync: watch::Receiver<u64>,
         recovered: Arc<Notify>,
     ) -> Self {
@@ -170,10 +181,12 @@ impl Follower {
     }
 
     async fn send(&self, message: Message) -> Result<(), Closed> {
-        self.out
-            .send((self.resource(), message))
-            .await
-            .map_err(|_| Closed)
+        let notice = Notice {
+            resource: self.resource(),
+            received: std::time::Instant::now(),
+            message,
+        };
+        self.out.send(notice).await.map_err(|_| Closed)
     }
 
     /// Lists everything. The outer error is the end, the inner one worth another try.
