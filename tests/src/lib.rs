@@ -5,6 +5,7 @@
     reason = "a test's set-up that fails should fail the test, where it stands"
 )]
 
+pub mod apiserver;
 pub mod bench;
 pub mod demo;
 pub mod netns;

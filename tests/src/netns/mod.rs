@@ -23,7 +23,7 @@ mod traffic;
 pub use agent::{Agent, binary};
 pub use datastore::{Datastore, Labels};
 pub use flow::{Flow, PATIENCE, SILENCE, Stream};
-pub use namespace::Netns;
+pub use namespace::{Inside, Netns};
 pub use node::{Form, Host, Node, PodSpec};
 pub use paged::{PAGE, send_paged};
 pub use server::Servers;

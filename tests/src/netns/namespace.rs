@@ -17,7 +17,31 @@ use super::leftovers::NETNS;
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    inside: Inside,
+}
+
+/// A way into a network namespace, for those who cannot borrow it. It keeps the namespace alive.
+#[derive(Debug)]
+pub struct Inside {
     file: File,
+}
+
+impl Inside {
+    /// Runs `work` on a thread inside. A socket made there stays there, whoever uses it later.
+    ///
+    /// # Panics
+    ///
+    /// When `work` does, or the namespace cannot be entered.
+    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let inside = || {
+            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        match thread::scope(|scope| scope.spawn(inside).join()) {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
 }
 
 impl Netns {
@@ -39,7 +63,7 @@ impl Netns {
         let file = File::open(Path::new(NETNS).join(name)).context("the namespace just made")?;
         let netns = Self {
             name: name.to_owned(),
-            file,
+            inside: Inside { file },
         };
         // Duplicate address detection takes a second, in which an address cannot be used.
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
@@ -62,14 +86,17 @@ impl Netns {
     ///
     /// When `work` does, or the namespace cannot be entered.
     pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        let inside = || {
-            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        };
-        match thread::scope(|scope| scope.spawn(inside).join()) {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        self.inside.enter(work)
+    }
+
+    /// A way inside for those who cannot borrow this.
+    ///
+    /// # Errors
+    ///
+    /// When there are no more file descriptors.
+    pub fn inside(&self) -> std::io::Result<Inside> {
+        let file = self.inside.file.try_clone()?;
+        Ok(Inside { file })
     }
 
     /// A command that will run inside. Only the network namespace differs: unlike `ip netns exec`, which
@@ -80,7 +107,7 @@ impl Netns {
     /// When there are no more file descriptors.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let file = self.file.try_clone().unwrap();
+        let file = self.inside.file.try_clone().unwrap();
         let mut command = Command::new(program);
         // SAFETY: between fork and exec only system calls are made.
         unsafe {
