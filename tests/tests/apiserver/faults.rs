@@ -78,12 +78,13 @@ async fn stopped_and_started() {
     let pods = pods(&server).await;
     let version = server.version().to_string();
     for round in 0..3 {
+        let now = server.version().to_string();
         let (endpoint, ca) = (server.endpoint(), server.ca_pem().to_owned());
-        let mut events = pin!(pods.watch(&watch_params(), &version).await.unwrap());
+        let mut events = pin!(pods.watch(&watch_params(), &now).await.unwrap());
         server.await_served(Resource::Pods, |served| served.watching == 1);
         server.stop().unwrap();
         assert_eq!(server.served(Resource::Pods).watching, 0);
-        assert_eq!(next(&mut events).await, "broken", "round {round}");
+        assert_eq!(next(&mut events).await, "end", "round {round}");
         let error = pods.list(&ListParams::default()).await.unwrap_err();
         assert!(
             !matches!(error, Error::Api(_)),
@@ -138,7 +139,7 @@ async fn nothing_is_left_of_a_dropped_server() {
     let mut events = pin!(pods.watch(&watch_params(), &version).await.unwrap());
     let address = server.endpoint().replace("https://", "");
     drop::<ApiServer>(server);
-    assert_eq!(next(&mut events).await, "broken");
+    assert_eq!(next(&mut events).await, "end");
     let refused = std::net::TcpStream::connect(address).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
