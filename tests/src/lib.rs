@@ -9,6 +9,7 @@ pub mod apiserver;
 pub mod bench;
 pub mod demo;
 pub mod netns;
+pub mod objects;
 pub mod packet;
 pub mod tables_by_hand;
 pub mod testrun;

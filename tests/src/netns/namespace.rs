@@ -42,6 +42,23 @@ impl Inside {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+
+    /// A command that will run inside. Only the network namespace differs: unlike `ip netns exec`, which
+    /// mounts another /sys, it sees the same bpffs.
+    ///
+    /// # Panics
+    ///
+    /// When there are no more file descriptors.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let file = self.file.try_clone().unwrap();
+        let mut command = Command::new(program);
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe {
+            command.pre_exec(move || Ok(setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?));
+        }
+        command
+    }
 }
 
 impl Netns {
@@ -99,21 +116,14 @@ impl Netns {
         Ok(Inside { file })
     }
 
-    /// A command that will run inside. Only the network namespace differs: unlike `ip netns exec`, which
-    /// mounts another /sys, it sees the same bpffs.
+    /// A command that will run inside, with the same mounts as here ([`Inside::command`]).
     ///
     /// # Panics
     ///
     /// When there are no more file descriptors.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let file = self.inside.file.try_clone().unwrap();
-        let mut command = Command::new(program);
-        // SAFETY: between fork and exec only system calls are made.
-        unsafe {
-            command.pre_exec(move || Ok(setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?));
-        }
-        command
+        self.inside.command(program)
     }
 
     /// Runs lines of ip(8) commands.
