@@ -121,4 +121,23 @@ impl Api {
             Self::Real(server) => server.start(),
         }
     }
+
+    /// Starts it again after changes that clients have to find out about: the test's own server changes
+    /// while it is away, the real one as it comes back.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started, or a change fails.
+    pub fn start_with(&self, changes: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        match self {
+            Self::InProcess(_) => {
+                changes(self)?;
+                self.start()
+            }
+            Self::Real(_) => {
+                self.start()?;
+                changes(self)
+            }
+        }
+    }
 }

@@ -249,6 +249,42 @@ impl<'a> Agent<'a> {
         self.process.log()
     }
 
+    /// Waits until `policyctl status` is as wanted, and gives it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become so; with what it is, and the log.
+    pub fn wait_for_status(&self, wanted: impl Fn(&Status) -> bool) -> Result<Status> {
+        let deadline = Instant::now() + START;
+        loop {
+            let status = self.status()?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "not the status wanted: {status:#?}\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until everything that the datastore holds now is enforced, and tries again where the
+    /// datastore cannot be reached yet.
+    ///
+    /// # Errors
+    ///
+    /// When that takes too long, in `policyctl`'s words; with the log.
+    pub fn sync_at_last(&self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while let Err(error) = self.sync() {
+            ensure!(Instant::now() < deadline, "{error}\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Waits until the log has a line that `wanted` is looking for.
     ///
     /// # Errors
