@@ -116,7 +116,9 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) {
     let Ok(stream) = tls.accept(stream).await else {
         return;
     };
-    let service = service_fn(move |request| request::answer(shared.clone(), request));
+    // One that is not of our authority ends the handshake.
+    let is_certified = stream.get_ref().1.peer_certificates().is_some();
+    let service = service_fn(move |request| request::answer(shared.clone(), is_certified, request));
     let _broken_off = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .serve_connection(TokioIo::new(stream), service)

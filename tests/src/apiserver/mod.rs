@@ -37,3 +37,4 @@ pub use real::RealServer;
 pub use resource::Resource;
 pub use server::{ApiServer, ApiServerConfig, Gone};
 pub use shared::Served;
+pub use tls::Identity;

@@ -25,15 +25,16 @@ use super::{Failure, Gone, Resource};
 /// The body of an answer; an error in it cuts the connection.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Answers a request.
+/// Answers a request, which needs no token from a client with a certificate.
 pub(super) async fn answer(
     shared: Arc<Shared>,
+    is_certified: bool,
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
     let place = Place::of(parts.uri.path());
     let result = async {
-        admit(&shared, &parts, place.as_ref())?;
+        admit(&shared, is_certified, &parts, place.as_ref())?;
         let body = body.collect().await;
         let body = body.map_err(|error| Failure::bad_request(error.to_string()))?;
         match place {
@@ -56,7 +57,12 @@ pub(super) async fn answer(
 }
 
 /// Whether the server deals with this request at all.
-fn admit(shared: &Shared, parts: &Parts, place: Option<&Place>) -> Result<(), Failure> {
+fn admit(
+    shared: &Shared,
+    is_certified: bool,
+    parts: &Parts,
+    place: Option<&Place>,
+) -> Result<(), Failure> {
     let treatment = shared.treatment().clone();
     if let Some(code) = treatment.refusal {
         return Err(Failure::refused(code));
@@ -64,7 +70,7 @@ fn admit(shared: &Shared, parts: &Parts, place: Option<&Place>) -> Result<(), Fa
     let given = parts.headers.get(AUTHORIZATION);
     let given = given.map(|value| value.to_str().unwrap_or_default());
     let accepted = treatment.token.map(|token| format!("Bearer {token}"));
-    let is_known = given.is_some() && given == accepted.as_deref();
+    let is_known = is_certified || (given.is_some() && given == accepted.as_deref());
     let is_public = given.is_none() && matches!(place, Some(Place::Fixed(_) | Place::Health));
     if !is_known && !is_public {
         return Err(Failure::unauthorized());

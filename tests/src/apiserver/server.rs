@@ -14,7 +14,7 @@ use super::kubeconfig::kubeconfig;
 use super::listener::{Reserved, Serving};
 use super::shared::{Served, Shared};
 use super::store::{Part, Store};
-use super::tls::Authority;
+use super::tls::{Authority, Identity};
 use super::{Failure, Resource};
 use crate::netns::{Inside, Netns};
 
@@ -76,6 +76,7 @@ pub struct ApiServer {
     address: SocketAddr,
     inside: Option<Inside>,
     tls: Tls,
+    client: Identity,
     port: Mutex<Port>,
     /// Taken when dropped.
     runtime: Option<Runtime>,
@@ -120,7 +121,8 @@ impl ApiServer {
             ca_pem: authority.pem().to_owned(),
             address,
             inside: config.inside,
-            tls: Tls(authority.server(address.ip())?.acceptor()?),
+            tls: Tls(authority.acceptor(&authority.server(address.ip())?)?),
+            client: authority.client()?,
             port: Mutex::new(Port::Stopped(reserved)),
             runtime: Some(runtime),
         };
@@ -138,6 +140,12 @@ impl ApiServer {
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// A client's certificate, which is accepted in place of a token.
+    #[must_use]
+    pub fn client_identity(&self) -> &Identity {
+        &self.client
     }
 
     /// A kubeconfig with the token that is accepted now.

@@ -9,10 +9,11 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// A certificate authority.
 pub(super) struct Authority {
@@ -21,9 +22,12 @@ pub(super) struct Authority {
 }
 
 /// A certificate and its key, both as PEM.
-pub(super) struct Identity {
-    pub(super) certificate: String,
-    pub(super) key: String,
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
 }
 
 impl Authority {
@@ -48,25 +52,45 @@ impl Authority {
     /// A certificate for a server at `address`.
     pub(super) fn server(&self, address: IpAddr) -> Result<Identity> {
         let names = vec![address.to_string(), "localhost".to_owned()];
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        self.sign(names, "portcullis test API server", usage)
+    }
+
+    /// A certificate for a client.
+    pub(super) fn client(&self) -> Result<Identity> {
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.sign(Vec::new(), "portcullis test client", usage)
+    }
+
+    fn sign(
+        &self,
+        names: Vec<String>,
+        common_name: &str,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<Identity> {
         let mut params = CertificateParams::new(names)?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![usage];
         let name = &mut params.distinguished_name;
-        name.push(DnType::CommonName, "portcullis test API server");
+        name.push(DnType::CommonName, common_name);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         let key = key.serialize_pem();
         Ok(Identity { certificate, key })
     }
-}
 
-impl Identity {
-    /// What accepts connections as this server.
-    pub(super) fn acceptor(&self) -> Result<TlsAcceptor> {
-        let chain = CertificateDer::from_pem_slice(self.certificate.as_bytes())?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes())?;
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    /// What accepts connections as `server`, from clients with a certificate of ours or with none.
+    pub(super) fn acceptor(&self, server: &Identity) -> Result<TlsAcceptor> {
+        let provider = Arc::new(ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes())?)?;
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
+        let chain = CertificateDer::from_pem_slice(server.certificate.as_bytes())?;
+        let key = PrivateKeyDer::from_pem_slice(server.key.as_bytes())?;
+        let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(vec![chain], key)
             .context("the certificate just made")?;
         Ok(TlsAcceptor::from(Arc::new(config)))

@@ -1,6 +1,7 @@
 //! The real agent on a node, and `policyctl` beside it.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,8 +40,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 pub enum Source<'a> {
     /// In the node's directory.
     Files,
-    /// In the API that this kubeconfig names.
-    Kubeconfig(&'a Path),
+    /// In the Kubernetes API, as these variables say.
+    Api(&'a [(&'a str, &'a OsStr)]),
 }
 
 /// Settings of the API, which are not to come from whoever runs the tests.
@@ -126,9 +127,9 @@ impl<'a> Agent<'a> {
             Source::Files => command
                 .env("DATASTORE_TYPE", "files")
                 .env("DATASTORE_PATH", node.datastore().directory()),
-            Source::Kubeconfig(path) => command
+            Source::Api(settings) => command
                 .env("DATASTORE_TYPE", "kubernetes")
-                .env("KUBECONFIG", path),
+                .envs(settings.iter().copied()),
         };
         command
             .arg("run")

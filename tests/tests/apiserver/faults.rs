@@ -3,12 +3,14 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Error;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 
-use portcullis_tests::apiserver::{ApiServer, Resource};
+use portcullis_tests::apiserver::{ApiServer, ApiServerConfig, Identity, Resource};
 
 use super::{client, client_of, next, pod, pods, refusal, server, watch_params};
 
@@ -36,6 +38,36 @@ async fn tokens() {
     server.expire_token();
     assert_eq!(list_fails(&wrong).await, unauthorized);
     assert_eq!(server.served(Resource::Pods).refused, 3);
+}
+
+#[tokio::test]
+async fn certificates() {
+    let server = server();
+    server.expire_token();
+    let config = |server: &ApiServer, identity: &Identity| {
+        // Without a token, and with a certificate in its place.
+        let token = format!("token: {}", "none");
+        let kubeconfig = server.kubeconfig_with("none");
+        assert!(kubeconfig.contains(&token));
+        let encode = |text: &str| STANDARD.encode(text);
+        let certificate = format!(
+            "client-certificate-data: {}\n    client-key-data: {}",
+            encode(&identity.certificate),
+            encode(&identity.key)
+        );
+        kubeconfig.replace(&token, &certificate)
+    };
+    let own = client_of(&config(&server, server.client_identity())).await;
+    let pods: Api<Pod> = Api::all(own);
+    pods.list(&ListParams::default()).await.unwrap();
+    let other = ApiServer::new(ApiServerConfig::default()).unwrap();
+    let other = client_of(&config(&server, other.client_identity())).await;
+    let pods: Api<Pod> = Api::all(other);
+    let error = pods.list(&ListParams::default()).await.unwrap_err();
+    assert!(
+        !matches!(error, Error::Api(_)),
+        "another authority's: {error}"
+    );
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! What an operator gets wrong, and what the agent says of it.
 
+use std::ffi::OsString;
+
 use policy_agent::report::{Condition, Status};
 use portcullis_tests::apiserver::Resource::{NetworkPolicies, Pods};
-use portcullis_tests::netns::{What::Tcp, check};
+use portcullis_tests::apiserver::{ApiServer, ApiServerConfig};
+use portcullis_tests::netns::{Agent, Source, What::Tcp, check};
 use serde_json::json;
 
 use super::world::World;
@@ -54,6 +57,45 @@ fn a_token_that_becomes_right() {
     agent.sync_at_last().unwrap();
     check("enforced", &[(&world.web, &world.db, Tcp(80), false)]);
     agent.wait_for_status(|status| status.ready).unwrap();
+}
+
+#[test]
+fn a_client_certificate_and_no_kubeconfig() {
+    let world = World::in_process();
+    let server = world.server();
+    server.expire_token();
+    world.put_policy("default-deny", &deny_ingress());
+    let endpoint = OsString::from(server.endpoint());
+    let identity = server.client_identity();
+    let certificate = world.file("client.crt", &identity.certificate);
+    let key = world.file("client.key", &identity.key);
+    let ca = world.file("ca.crt", server.ca_pem());
+    let settings = [
+        ("K8S_API_ENDPOINT", endpoint.as_os_str()),
+        ("K8S_CERT_FILE", certificate.as_os_str()),
+        ("K8S_KEY_FILE", key.as_os_str()),
+        ("K8S_CA_FILE", ca.as_os_str()),
+    ];
+    let _agent = Agent::start_from(&world.node, Source::Api(&settings)).unwrap();
+    check("enforced", &[(&world.web, &world.db, Tcp(80), false)]);
+}
+
+#[test]
+fn another_certificate_authority() {
+    let world = World::in_process();
+    let other = ApiServer::new(ApiServerConfig::default()).unwrap();
+    let ca = world.file("ca.crt", other.ca_pem());
+    let kubeconfig = world.file("kubeconfig", &world.api.kubeconfig());
+    let settings = [
+        ("KUBECONFIG", kubeconfig.as_os_str()),
+        ("K8S_CA_FILE", ca.as_os_str()),
+    ];
+    let mut agent = Agent::spawn_from(&world.node, Source::Api(&settings)).unwrap();
+    agent.wait_for_answers().unwrap();
+    let status = agent
+        .wait_for_status(unloaded_for(&["certificate"]))
+        .unwrap();
+    assert!(!status.ready);
 }
 
 #[test]

@@ -70,20 +70,23 @@ impl World {
 
     /// Starts the agent and waits until it enforces what the API holds.
     pub(crate) fn agent(&self) -> Agent<'_> {
-        let kubeconfig = self.kubeconfig(&self.api.kubeconfig());
-        Agent::start_from(&self.node, Source::Kubeconfig(&kubeconfig)).unwrap()
+        let file = self.file("kubeconfig", &self.api.kubeconfig());
+        let source = Source::Api(&[("KUBECONFIG", file.as_os_str())]);
+        Agent::start_from(&self.node, source).unwrap()
     }
 
     /// Starts an agent with this kubeconfig, and waits no longer than until it answers.
     pub(crate) fn agent_with(&self, kubeconfig: &str) -> Agent<'_> {
-        let kubeconfig = self.kubeconfig(kubeconfig);
-        let mut agent = Agent::spawn_from(&self.node, Source::Kubeconfig(&kubeconfig)).unwrap();
+        let file = self.file("kubeconfig", kubeconfig);
+        let source = Source::Api(&[("KUBECONFIG", file.as_os_str())]);
+        let mut agent = Agent::spawn_from(&self.node, source).unwrap();
         agent.wait_for_answers().unwrap();
         agent
     }
 
-    fn kubeconfig(&self, content: &str) -> PathBuf {
-        let path = self.node.directory().join("kubeconfig");
+    /// A file that goes with the node.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.node.directory().join(name);
         fs::write(&path, content).unwrap();
         path
     }
