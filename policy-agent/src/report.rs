@@ -66,6 +66,45 @@ pub struct DatastoreStatus {
     pub errors: Vec<String>,
     /// What was taken over but is probably not what was meant.
     pub warnings: Vec<String>,
+    /// How it stands with the Kubernetes API, where that is the datastore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<ApiStatus>,
+}
+
+/// How it stands with the Kubernetes API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiStatus {
+    /// Why the API cannot be used, if so, and what to do.
+    pub outage: Option<String>,
+    /// Since when, in seconds since 1970.
+    pub outage_since: Option<u64>,
+    /// When the API last answered, in seconds since 1970.
+    pub last_contact: Option<u64>,
+    /// Whether the API has a Node of this node's name; absent while that is not known.
+    pub node_known: Option<bool>,
+    /// Each resource that is read.
+    pub resources: Vec<ResourceStatus>,
+}
+
+/// How it stands with one resource of the API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceStatus {
+    /// Its name, such as `networkpolicies`.
+    pub resource: String,
+    /// Whether it was listed completely at least once.
+    pub loaded: bool,
+    /// `listing`, `watching` or `failing`.
+    pub state: String,
+    /// Why, where it fails.
+    pub error: Option<String>,
+    /// Objects in force.
+    pub objects: usize,
+    /// How often it was watched again after a watch had ended.
+    pub watch_restarts: u64,
+    /// How often it was listed again.
+    pub relists: u64,
 }
 
 /// Programs on one interface.

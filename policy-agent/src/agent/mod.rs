@@ -90,6 +90,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let datastore = match &config.datastore {
         DatastoreConfig::Files(directory) => datastore::files::start(directory)
             .with_context(|| format!("DATASTORE_PATH={}", directory.display()))?,
+        DatastoreConfig::Kubernetes(api) => {
+            for warning in api.warnings() {
+                tracing::warn!("{warning}");
+            }
+            let client = datastore::kubernetes::client(api)?;
+            datastore::kubernetes::start(client, api.source(), config.node.clone())
+        }
     };
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
 

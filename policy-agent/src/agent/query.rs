@@ -135,6 +135,7 @@ impl Agent {
             .iter()
             .map(ToString::to_string)
             .collect();
+        problems.extend(report.api.iter().flat_map(views::api_problems));
         let counters = dataplane.counters().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
@@ -152,6 +153,7 @@ impl Agent {
                 objects: report.objects,
                 errors: self.datastore_problems(Severity::Error),
                 warnings: self.datastore_problems(Severity::Warning),
+                api: report.api.as_ref().map(views::api),
             },
             revision: self.engine.revision(),
             enforced_revision: self.engine.enforced_revision(),

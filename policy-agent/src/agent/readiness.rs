@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::Agent;
+use crate::datastore::{ApiReport, NodePresence, Report, WatchState};
 use crate::report::Condition;
 
 /// What the health server knows.
@@ -39,6 +40,41 @@ fn condition(name: &str, ok: bool, message: impl Into<String>) -> Condition {
     }
 }
 
+/// How far the datastore has come, and what is in its way. That it cannot be read at the moment does
+/// not make what it said before any less enforced.
+fn datastore_words(report: &Report, loaded: bool) -> String {
+    let mut words = if loaded {
+        format!("{} objects, {}", report.objects, report.source)
+    } else {
+        format!("reading {}", report.source)
+    };
+    for resource in report.api.iter().flat_map(|api| &api.resources) {
+        if let state @ WatchState::Failing(_) = &resource.state {
+            words = format!("{words}; {} {state}", resource.resource);
+        }
+    }
+    words
+}
+
+/// Whether the API knows this node: under a wrong name none of its pods would be found.
+fn node_known(api: &ApiReport, node: &str) -> Condition {
+    let nodes = api
+        .resources
+        .iter()
+        .find(|resource| resource.resource == "nodes");
+    let message = match (api.node, nodes.map(|nodes| &nodes.state)) {
+        (NodePresence::Present, _) => node.to_owned(),
+        (NodePresence::Absent, _) => {
+            format!(
+                "the API has no Node {node}; set NODENAME to this node's name in `kubectl get nodes`"
+            )
+        }
+        (NodePresence::Unknown, Some(state)) => format!("looking for Node {node}: {state}"),
+        (NodePresence::Unknown, None) => format!("looking for Node {node}"),
+    };
+    condition("NodeKnown", api.node == NodePresence::Present, message)
+}
+
 impl Agent {
     pub(super) fn publish_health(&self) {
         let conditions = self.conditions();
@@ -58,11 +94,7 @@ impl Agent {
 
     pub(super) fn conditions(&self) -> Vec<Condition> {
         let report = self.datastore.report.borrow().clone();
-        let loaded = if self.engine.is_loaded() {
-            format!("{} objects, {}", report.objects, report.source)
-        } else {
-            format!("reading {}", report.source)
-        };
+        let loaded = self.engine.is_loaded();
         let scanned = match &self.scan_error {
             Some(error) => error.clone(),
             None if self.engine.is_scanned() => "looked for and followed".to_owned(),
@@ -102,19 +134,26 @@ impl Agent {
                 unready.join(", ")
             ),
         };
-        vec![
-            condition("DatastoreLoaded", self.engine.is_loaded(), loaded),
+        let mut conditions = vec![condition(
+            "DatastoreLoaded",
+            loaded,
+            datastore_words(&report, loaded),
+        )];
+        conditions.extend(
+            report
+                .api
+                .as_ref()
+                .map(|api| node_known(api, &self.config.node)),
+        );
+        conditions.extend([
             condition(
                 "InterfacesFound",
                 self.engine.is_scanned() && self.scan_error.is_none(),
                 scanned,
             ),
-            condition(
-                "TablesWritten",
-                self.engine.is_loaded() && stuck.is_none(),
-                written,
-            ),
+            condition("TablesWritten", loaded && stuck.is_none(), written),
             condition("EndpointsEnforced", self.engine.is_settled(), enforced),
-        ]
+        ]);
+        conditions
     }
 }

@@ -1,6 +1,7 @@
 //! The engine's state as reports.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use policy_common::verdict::Verdict;
 use policy_core::model::ObjectName;
@@ -9,9 +10,10 @@ use policy_core::{DirectionView, PolicyStatus as CompiledStatus};
 use super::engine::{EndpointState, Engine};
 use super::kernel::Kernel;
 use crate::dataplane::{CounterRow, Dataplane};
+use crate::datastore::{ApiReport, NodePresence, ResourceReport, WatchState};
 use crate::report::{
-    AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus, TableStatus,
-    WorkloadEndpoint,
+    ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus,
+    ResourceStatus, TableStatus, WorkloadEndpoint,
 };
 
 /// Every endpoint that was found, sorted by workload.
@@ -142,4 +144,62 @@ pub(super) fn counters(rows: &[CounterRow]) -> Vec<CounterStatus> {
             bytes: row.bytes,
         })
         .collect()
+}
+
+/// How it stands with the Kubernetes API.
+pub(super) fn api(report: &ApiReport) -> ApiStatus {
+    ApiStatus {
+        outage: report.outage.as_ref().map(|outage| outage.reason.clone()),
+        outage_since: report.outage.as_ref().map(|outage| seconds(outage.since)),
+        last_contact: report.last_contact.map(seconds),
+        node_known: match report.node {
+            NodePresence::Unknown => None,
+            NodePresence::Present => Some(true),
+            NodePresence::Absent => Some(false),
+        },
+        resources: report.resources.iter().map(resource).collect(),
+    }
+}
+
+fn resource(report: &ResourceReport) -> ResourceStatus {
+    let (state, error) = match &report.state {
+        WatchState::Listing => ("listing", None),
+        WatchState::Watching => ("watching", None),
+        WatchState::Failing(outage) => ("failing", Some(outage.reason.clone())),
+    };
+    ResourceStatus {
+        resource: report.resource.to_owned(),
+        loaded: report.loaded,
+        state: state.to_owned(),
+        error,
+        objects: report.objects,
+        watch_restarts: report.restarts,
+        relists: report.relists,
+    }
+}
+
+/// What keeps the API from being read, one sentence for each cause.
+pub(super) fn api_problems(report: &ApiReport) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Some(outage) = &report.outage {
+        let state = WatchState::Failing(outage.clone());
+        problems.push(format!("{}: {state}", report.source));
+    }
+    for resource in &report.resources {
+        if let state @ WatchState::Failing(own) = &resource.state
+            && report
+                .outage
+                .as_ref()
+                .is_none_or(|all| all.reason != own.reason)
+        {
+            problems.push(format!("{}: {} {state}", report.source, resource.resource));
+        }
+    }
+    problems
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }

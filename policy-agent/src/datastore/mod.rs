@@ -4,9 +4,14 @@
 //! that the first load is complete, and answers to sync requests, each behind all changes that it
 //! covers. Nothing about the kernel or the compiler's algorithm is known here.
 
+mod api_report;
 pub mod convert;
 pub mod files;
+pub mod kubernetes;
 
+pub use api_report::{ApiReport, NodePresence, Outage, ResourceReport, WatchState};
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -122,6 +127,8 @@ pub struct Report {
     pub objects: usize,
     /// What is wrong with what was read.
     pub problems: Vec<Problem>,
+    /// How it stands with the Kubernetes API, where that is the datastore.
+    pub api: Option<ApiReport>,
 }
 
 /// How bad a [`Problem`] is.
@@ -136,7 +143,7 @@ pub enum Severity {
 /// Something wrong in a datastore, with its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// File name within the directory, or the directory itself.
+    /// File name within the directory, or the directory itself; the API's URL.
     pub file: String,
     /// Line in it, counted from 1.
     pub line: Option<usize>,
@@ -158,5 +165,28 @@ impl fmt::Display for Problem {
             write!(f, ": {object}")?;
         }
         write!(f, ": {}", self.message)
+    }
+}
+
+/// Says once what is wrong, and once that it is no longer.
+#[derive(Debug, Default)]
+struct ProblemLog {
+    logged: BTreeSet<Problem>,
+}
+
+impl ProblemLog {
+    /// `current` are all problems that there are now.
+    fn update(&mut self, current: &[Problem]) {
+        let current: BTreeSet<_> = current.iter().cloned().collect();
+        for problem in current.difference(&self.logged) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+            }
+        }
+        for problem in self.logged.difference(&current) {
+            tracing::info!("no longer: {problem}");
+        }
+        self.logged = current;
     }
 }

@@ -6,6 +6,7 @@
 mod network_policy;
 mod path;
 mod pod;
+pub mod strict;
 
 pub use network_policy::network_policy;
 pub use path::{FieldPath, Segment};

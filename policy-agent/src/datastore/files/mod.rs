@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch as value};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Datastore, ObjectChange, Problem, Report, Severity, SyncToken, Update};
+use super::{Datastore, ObjectChange, Problem, ProblemLog, Report, Severity, SyncToken, Update};
 use catalog::Catalog;
 use watch::DirectoryWatch;
 
@@ -54,7 +54,7 @@ pub fn start(directory: &Path) -> io::Result<Datastore> {
         seen: HashMap::new(),
         directory_problem: None,
         loaded: false,
-        reported: BTreeSet::new(),
+        log: ProblemLog::default(),
         updates,
         report,
     };
@@ -104,8 +104,7 @@ struct FilesStore {
     seen: HashMap<Arc<str>, Seen>,
     directory_problem: Option<String>,
     loaded: bool,
-    /// Problems that were logged and are still there.
-    reported: BTreeSet<Problem>,
+    log: ProblemLog,
     updates: mpsc::Sender<Update>,
     report: value::Sender<Arc<Report>>,
 }
@@ -290,23 +289,14 @@ impl FilesStore {
                 },
             );
         }
-        let current: BTreeSet<_> = problems.iter().cloned().collect();
-        for problem in current.difference(&self.reported) {
-            match problem.severity {
-                Severity::Error => tracing::error!("{problem}"),
-                Severity::Warning => tracing::warn!("{problem}"),
-            }
-        }
-        for problem in self.reported.difference(&current) {
-            tracing::info!("no longer: {problem}");
-        }
-        self.reported = current;
+        self.log.update(&problems);
         let report = Report {
             source: format!("files in {}", self.directory.display()),
             loaded: self.loaded,
             files: self.catalog.files().count(),
             objects: self.catalog.objects(),
             problems,
+            api: None,
         };
         self.report.send_replace(Arc::new(report));
     }

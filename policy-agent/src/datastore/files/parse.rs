@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::document::{self, Document, SyntaxError};
-use crate::datastore::convert::{self, FieldPath, Invalid, Segment};
+use crate::datastore::convert::{self, FieldPath, Invalid, strict};
 use crate::datastore::{Object, ObjectKey, Problem, Severity};
 
 /// What a file holds.
@@ -213,11 +213,7 @@ impl Parser<'_> {
         json: Value,
         unknown_fields: Severity,
     ) -> Option<T> {
-        let mut unknown = Vec::new();
-        let mut track = serde_path_to_error::Track::new();
-        let tracked = serde_path_to_error::Deserializer::new(json, &mut track);
-        let result: Result<T, _> =
-            serde_ignored::deserialize(tracked, |path| unknown.push(ignored_path(&path)));
+        let strict::Strict { result, unknown } = strict::deserialize(json);
         for path in unknown {
             let message = format!("{path}: unknown field");
             let problem = self.problem(document, Some(name), &path, message, unknown_fields);
@@ -225,8 +221,7 @@ impl Parser<'_> {
         }
         match result {
             Ok(object) => Some(object),
-            Err(error) => {
-                let path = error_path(&track.path());
+            Err((path, error)) => {
                 self.error(document, Some(name), &path, format!("{path}: {error}"));
                 None
             }
@@ -316,40 +311,6 @@ fn quantities_to_text(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(quantities_to_text),
         _ => {}
     }
-}
-
-fn ignored_path(path: &serde_ignored::Path<'_>) -> FieldPath {
-    fn push(path: &serde_ignored::Path<'_>, segments: &mut Vec<Segment>) {
-        use serde_ignored::Path;
-        match path {
-            Path::Root => {}
-            Path::Seq { parent, index } => {
-                push(parent, segments);
-                segments.push(Segment::Index(*index));
-            }
-            Path::Map { parent, key } => {
-                push(parent, segments);
-                segments.push(Segment::Key(key.clone()));
-            }
-            Path::Some { parent }
-            | Path::NewtypeStruct { parent }
-            | Path::NewtypeVariant { parent } => push(parent, segments),
-        }
-    }
-    let mut segments = Vec::new();
-    push(path, &mut segments);
-    segments.into_iter().collect()
-}
-
-fn error_path(path: &serde_path_to_error::Path) -> FieldPath {
-    use serde_path_to_error::Segment as At;
-    path.iter()
-        .filter_map(|segment| match segment {
-            At::Seq { index } => Some(Segment::Index(*index)),
-            At::Map { key } => Some(Segment::Key(key.clone())),
-            At::Enum { .. } | At::Unknown => None,
-        })
-        .collect()
 }
 
 #[cfg(test)]

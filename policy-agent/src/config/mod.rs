@@ -1,5 +1,12 @@
 //! What the operator said, by flags and environment, becomes one validated [`Config`].
 
+mod api;
+mod credentials;
+mod in_cluster;
+mod kubeconfig;
+
+pub use api::{ApiConfig, ApiSettings};
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -24,6 +31,10 @@ pub struct Settings {
     /// The directory to read, for `files`; changes are picked up as they are written
     #[arg(long, env = "DATASTORE_PATH", value_name = "DIR")]
     pub datastore_path: Option<PathBuf>,
+
+    /// How to reach the Kubernetes API, for `kubernetes`
+    #[command(flatten)]
+    pub api: ApiSettings,
 
     /// This node's name in the API [default: the host's name]
     #[arg(long, env = "NODENAME", value_name = "NAME")]
@@ -96,7 +107,7 @@ pub const RUN_DIR: &str = "/run/portcullis";
 pub const SOCKET: &str = "agent.sock";
 
 /// A valid configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where objects come from.
     pub datastore: DatastoreConfig,
@@ -117,8 +128,10 @@ pub struct Config {
 }
 
 /// Where objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum DatastoreConfig {
+    /// The Kubernetes API.
+    Kubernetes(Box<ApiConfig>),
     /// A directory of YAML files.
     Files(PathBuf),
 }
@@ -142,12 +155,49 @@ pub enum ConfigError {
          and Pods from the Kubernetes API, whose etcd is nobody else's to read; the choices are kubernetes, files"
     )]
     Etcd,
-    /// The kubernetes datastore, which this build does not have.
+    /// Nothing says where the Kubernetes API is.
     #[error(
-        "DATASTORE_TYPE=\"kubernetes\": this build has no client for the Kubernetes API yet and enforces from \
-         files only; set DATASTORE_TYPE=files and DATASTORE_PATH to a directory of Kubernetes YAML"
+        "DATASTORE_TYPE=kubernetes: no Kubernetes API is configured and this is no pod of a cluster \
+         (KUBERNETES_SERVICE_HOST is not set); set KUBECONFIG, or K8S_API_ENDPOINT with K8S_CA_FILE and K8S_TOKEN or \
+         K8S_CERT_FILE and K8S_KEY_FILE; or DATASTORE_TYPE=files to read files"
     )]
-    NoKubernetes,
+    NoApi,
+    /// A setting that means nothing without another.
+    #[error(
+        "{given} is set and {missing} is not; a client certificate and its key go together, set both or neither"
+    )]
+    Incomplete {
+        /// The setting that is there.
+        given: &'static str,
+        /// The setting that is not.
+        missing: &'static str,
+    },
+    /// A file that cannot be used.
+    #[error("{variable}={path}: {why}", path = .path.display())]
+    BadFile {
+        /// Name of the environment variable.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A token that no request can carry.
+    #[error("{place} {why}")]
+    BadToken {
+        /// Name of the environment variable, or where in a file.
+        place: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Each setting is well-formed, but together they cannot be used.
+    #[error("Kubernetes API by {origin}: {why}")]
+    UnusableApi {
+        /// Which setting names the API.
+        origin: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A setting that the chosen datastore needs is not there.
     #[error("DATASTORE_PATH is not set; DATASTORE_TYPE=files needs the directory to read")]
     NoPath,
@@ -222,7 +272,9 @@ impl Settings {
     fn datastore(&self) -> Result<DatastoreConfig, ConfigError> {
         match self.datastore_type.as_str() {
             "files" => {}
-            "kubernetes" => return Err(ConfigError::NoKubernetes),
+            "kubernetes" => {
+                return Ok(DatastoreConfig::Kubernetes(Box::new(self.api.validate()?)));
+            }
             "etcdv2" => return Err(ConfigError::Etcd),
             other => {
                 return Err(ConfigError::Unknown {
@@ -314,6 +366,7 @@ mod tests {
         Settings {
             datastore_type: datastore_type.to_owned(),
             datastore_path: path.map(PathBuf::from),
+            api: ApiSettings::default(),
             nodename: Some("n1".to_owned()),
             run_dir: RUN_DIR.into(),
             bpffs: "/sys/fs/bpf/portcullis".into(),
@@ -331,9 +384,8 @@ mod tests {
         let mut settings = settings("files", Some(directory.path()));
         settings.table_sizes = " flows_v4=262144, peers = 7 ,".to_owned();
         let config = settings.validate().expect("valid");
-        assert_eq!(
-            config.datastore,
-            DatastoreConfig::Files(directory.path().to_owned())
+        assert!(
+            matches!(config.datastore, DatastoreConfig::Files(path) if path == directory.path())
         );
         assert_eq!(&*config.node, "n1");
         assert_eq!(
@@ -365,12 +417,6 @@ mod tests {
             (
                 settings("etcdv2", None),
                 "DATASTORE_TYPE=\"etcdv2\" is refused: Portcullis keeps no database of its own".to_owned(),
-            ),
-            (
-                settings("kubernetes", None),
-                "DATASTORE_TYPE=\"kubernetes\": this build has no client for the Kubernetes API yet and enforces \
-                 from files only; set DATASTORE_TYPE=files and DATASTORE_PATH to a directory of Kubernetes YAML"
-                    .to_owned(),
             ),
             (
                 settings("files", None),

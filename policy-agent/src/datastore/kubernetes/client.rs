@@ -1,0 +1,184 @@
+//! A client for the API: connections that notice when the other side is gone, and tokens that are
+//! read again when they are renewed.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Uri};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use kube::Client;
+use kube::client::{Body, ConfigExt as _};
+use kube::config::AuthInfo;
+use tower::filter::{FilterLayer, Predicate};
+use tower::{BoxError, Service, ServiceBuilder};
+
+use crate::config::{ApiConfig, ConfigError};
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A connection on which nothing came for this long is asked whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// How often, and how many times, before it counts as dead.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// How long what was sent may stay unacknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// How old a token read from a file may be.
+const TOKEN_AGE: Duration = Duration::from_secs(10);
+
+/// A client for the API of this configuration; must be called within a tokio runtime.
+///
+/// # Errors
+///
+/// When none can be made of it. That the API cannot be reached is none: requests say so.
+pub fn client(config: &ApiConfig) -> Result<Client, ConfigError> {
+    let mut kube = config.kube().clone();
+    let token_file = take_token_file(&mut kube.auth_info)
+        .map(TokenFile::new)
+        .transpose()
+        .map_err(|why| config.unusable(why))?;
+    let unusable = |error: kube::Error| config.unusable_client(&error);
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    if kube.cluster_url.scheme_str() == Some("https") {
+        let tls = kube
+            .rustls_https_connector_with_connector(tcp)
+            .map_err(unusable)?;
+        stack(&kube, token_file, tls).map_err(unusable)
+    } else {
+        stack(&kube, token_file, tcp).map_err(unusable)
+    }
+}
+
+/// Everything that a request goes through on its way to `connector`'s connections.
+fn stack<C>(
+    kube: &kube::Config,
+    token_file: Option<TokenFile>,
+    connector: C,
+) -> kube::Result<Client>
+where
+    C: Connect + Service<Uri> + Clone + Send + Sync + 'static,
+{
+    let connections: legacy::Client<C, Body> =
+        legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(kube.base_uri_layer())
+        .option_layer(kube.auth_layer()?)
+        .option_layer(token_file.map(FilterLayer::new))
+        .layer(kube.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(connections);
+    Ok(Client::new(service, kube.default_namespace.clone()))
+}
+
+/// The token file, where it is what counts; the order is that of kube (and of kubectl).
+fn take_token_file(auth: &mut AuthInfo) -> Option<PathBuf> {
+    let goes_before = auth.auth_provider.is_some()
+        || auth.token.is_some()
+        || (auth.username.is_some() && auth.password.is_some());
+    if goes_before {
+        return None;
+    }
+    let file = auth.token_file.take()?;
+    auth.exec = None;
+    Some(file.into())
+}
+
+/// Gives each request the token that is in a file, and reads the file again as it gets old: kubelet
+/// and others renew it in place. Unlike kube's own, it takes no line feed at the end for a part of
+/// the token, and it notices a new token sooner.
+#[derive(Clone, Debug)]
+struct TokenFile {
+    path: PathBuf,
+    header: HeaderValue,
+    read_at: Instant,
+}
+
+impl TokenFile {
+    fn new(path: PathBuf) -> Result<Self, String> {
+        Ok(Self {
+            header: read_token(&path)
+                .map_err(|why| format!("token file {}: {why}", path.display()))?,
+            path,
+            read_at: Instant::now(),
+        })
+    }
+}
+
+impl<B> Predicate<Request<B>> for TokenFile {
+    type Request = Request<B>;
+
+    fn check(&mut self, mut request: Request<B>) -> Result<Request<B>, BoxError> {
+        if self.read_at.elapsed() > TOKEN_AGE {
+            self.read_at = Instant::now();
+            match read_token(&self.path) {
+                Ok(header) => self.header = header,
+                // The last one may still do; if not, the API says so.
+                Err(error) => {
+                    tracing::debug!(path = %self.path.display(), error, "token cannot be read again");
+                }
+            }
+        }
+        request
+            .headers_mut()
+            .insert(AUTHORIZATION, self.header.clone());
+        Ok(request)
+    }
+}
+
+fn read_token(path: &std::path::Path) -> Result<HeaderValue, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let token = text.trim();
+    if token.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| "has characters in it that no token has".to_owned())?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewed_token_is_picked_up_and_a_lost_one_kept() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        let write = |text: &str| fs::write(file.path(), text).expect("write");
+        let sent = |tokens: &mut TokenFile| {
+            let request = tokens.check(Request::new(())).expect("request");
+            request.headers()[AUTHORIZATION].clone()
+        };
+        let age = |tokens: &mut TokenFile| {
+            tokens.read_at = Instant::now()
+                .checked_sub(TOKEN_AGE + Duration::from_secs(1))
+                .expect("the machine is up for longer");
+        };
+        write("one\n");
+        let mut tokens = TokenFile::new(file.path().to_owned()).expect("readable");
+        assert_eq!(sent(&mut tokens), "Bearer one");
+        write("two");
+        assert_eq!(sent(&mut tokens), "Bearer one");
+        age(&mut tokens);
+        assert_eq!(sent(&mut tokens), "Bearer two");
+        write("");
+        age(&mut tokens);
+        assert_eq!(sent(&mut tokens), "Bearer two");
+        assert!(TokenFile::new(file.path().to_owned()).is_err());
+    }
+}

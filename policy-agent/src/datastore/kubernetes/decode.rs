@@ -1,0 +1,146 @@
+//! From an object's JSON to the compiler's model, or to what is wrong with it.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use policy_core::model::ObjectName;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::resource::Resource;
+use super::trimmed::{self, Head};
+use crate::datastore::Object;
+use crate::datastore::convert::{self, Invalid, PodObject, Segment, strict};
+
+/// An object of the API.
+#[derive(Debug)]
+pub(super) struct Item {
+    /// Its name; the namespace is empty where it has none.
+    pub name: ObjectName,
+    /// Its resourceVersion.
+    pub version: String,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// What is in an [`Item`].
+#[derive(Debug)]
+pub(super) enum Content {
+    /// An object for the compiler. Equal fingerprints: nothing changed that counts.
+    Object { object: Object, fingerprint: u64 },
+    /// A Node, of which only the existence counts.
+    Node,
+    /// Not as it should be; what is wrong, field by field.
+    Invalid(Vec<String>),
+}
+
+/// Reads one object.
+///
+/// # Errors
+///
+/// When not even its name can be read.
+pub(super) fn decode(resource: Resource, json: &RawValue) -> serde_json::Result<Item> {
+    let Head { mut metadata } = serde_json::from_str(json.get())?;
+    if resource.is_namespaced() && metadata.namespace.is_empty() {
+        // As in the conversion.
+        "default".clone_into(&mut metadata.namespace);
+    }
+    let converted = match resource {
+        Resource::Nodes => None,
+        Resource::Pods => Some(pod(json)),
+        Resource::Namespaces => Some(namespace(json)),
+        Resource::NetworkPolicies => Some(network_policy(json)),
+    };
+    Ok(Item {
+        name: ObjectName::new(&metadata.namespace, &metadata.name),
+        version: metadata.resource_version,
+        content: match converted {
+            None => Content::Node,
+            Some(Ok(object)) => Content::Object {
+                fingerprint: fingerprint(&object),
+                object,
+            },
+            Some(Err(mistakes)) => Content::Invalid(mistakes),
+        },
+    })
+}
+
+/// The resourceVersion of an object that may have nothing else.
+pub(super) fn version(json: &RawValue) -> serde_json::Result<String> {
+    let Head { metadata } = serde_json::from_str(json.get())?;
+    Ok(metadata.resource_version)
+}
+
+fn pod(json: &RawValue) -> Result<Object, Vec<String>> {
+    let pod: trimmed::Pod = typed(json)?;
+    let mut pod = convert::pod(&pod.into()).map_err(words)?;
+    if let PodObject::Pod { node, .. } = &mut pod {
+        // Not bound yet: no node's, rather than any node's as in a file without nodeName.
+        node.get_or_insert_with(|| "".into());
+    }
+    Ok(Object::Pod(pod))
+}
+
+fn namespace(json: &RawValue) -> Result<Object, Vec<String>> {
+    let namespace: trimmed::Namespace = typed(json)?;
+    convert::namespace(&namespace.into())
+        .map(Object::Namespace)
+        .map_err(words)
+}
+
+/// A field of the spec that is not known here may narrow what the policy allows, so a policy with
+/// one is not taken over without it.
+fn network_policy(json: &RawValue) -> Result<Object, Vec<String>> {
+    let strict::Strict { result, unknown } =
+        strict::deserialize(&mut serde_json::Deserializer::from_str(json.get()));
+    let mut mistakes: Vec<_> = unknown
+        .iter()
+        .filter(|path| matches!(path.segments().first(), Some(Segment::Key(key)) if key == "spec"))
+        .map(|path| format!("{path}: unknown field"))
+        .collect();
+    let policy: NetworkPolicy = match result {
+        Ok(policy) => policy,
+        Err((path, error)) => {
+            mistakes.push(format!("{path}: {error}"));
+            return Err(mistakes);
+        }
+    };
+    match convert::network_policy(&policy) {
+        Ok(policy) if mistakes.is_empty() => Ok(Object::Policy(policy)),
+        Ok(_) => Err(mistakes),
+        Err(invalid) => {
+            mistakes.extend(words(invalid));
+            Err(mistakes)
+        }
+    }
+}
+
+fn typed<T: DeserializeOwned>(json: &RawValue) -> Result<T, Vec<String>> {
+    strict::deserialize(&mut serde_json::Deserializer::from_str(json.get()))
+        .result
+        .map_err(|(path, error)| vec![format!("{path}: {error}")])
+}
+
+fn words(mistakes: Vec<Invalid>) -> Vec<String> {
+    mistakes.iter().map(ToString::to_string).collect()
+}
+
+fn fingerprint(object: &Object) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match object {
+        Object::Namespace(namespace) => namespace.labels.hash(&mut hasher),
+        Object::Pod(PodObject::HostNetwork(_)) => "host-network".hash(&mut hasher),
+        Object::Pod(PodObject::Pod { pod, node, dated }) => {
+            (&pod.labels, &pod.addresses, &pod.ports, pod.terminated).hash(&mut hasher);
+            (pod.created, &pod.uid, node, dated).hash(&mut hasher);
+        }
+        Object::Policy(policy) => {
+            (&policy.subjects, &policy.ingress, &policy.egress).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

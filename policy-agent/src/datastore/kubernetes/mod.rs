@@ -1,0 +1,85 @@
+//! The `kubernetes` datastore: NetworkPolicies, Pods, Namespaces and this Node, from the API.
+//!
+//! ```text
+//! client <--request-- follow (one task a resource) --messages--> store --updates--> agent
+//!                       decode, trimmed                            failure, report
+//! ```
+//!
+//! - [`client`](fn@client): connections and credentials.
+//! - `request`, `decode`, `trimmed`: pages of lists and events of watches as objects of the model, one at
+//!   a time; no API object is kept.
+//! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
+//! - `objects`: what was there before, so that changes and deletions are known; `store`: updates, report, log.
+//!
+//! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
+//! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
+//! the API cannot be read nothing changes, so what is enforced stays. An object that is invalid leaves the
+//! last valid state of the same name in force and is reported.
+
+mod client;
+mod decode;
+mod failure;
+mod follow;
+mod objects;
+mod request;
+mod resource;
+mod store;
+mod trimmed;
+
+pub use client::client;
+
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{Datastore, Report};
+use follow::Follower;
+use request::Collection;
+use resource::Resource;
+use store::Store;
+
+/// Updates that may wait for the agent.
+const UPDATES: usize = 64;
+
+/// Messages that may wait for the store; a page of a list is one.
+const MESSAGES: usize = 64;
+
+/// Begins to read the API of `client`, `source` in words, for the node of this name; must be called
+/// within a tokio runtime. That the API cannot be reached is said in the report and in the log, and
+/// tried again.
+#[must_use]
+pub fn start(client: Client, source: String, node: Arc<str>) -> Datastore {
+    let (updates, updates_out) = mpsc::channel(UPDATES);
+    let (sync, sync_in) = mpsc::channel(16);
+    let (messages, messages_out) = mpsc::channel(MESSAGES);
+    let (asked, asked_out) = watch::channel(0);
+    let recovered = Arc::new(Notify::new());
+    for resource in Resource::ALL {
+        let collection = Collection {
+            client: client.clone(),
+            resource,
+            only: (resource == Resource::Nodes).then(|| node.to_string()),
+        };
+        let follower = Follower::new(
+            collection,
+            messages.clone(),
+            asked_out.clone(),
+            recovered.clone(),
+        );
+        tokio::spawn(follower.run());
+    }
+    let store = Store::new(source, node, updates, asked);
+    let report_in = watch::Sender::new(Arc::new(Report::default()));
+    let report = report_in.subscribe();
+    tokio::spawn(store.run(messages_out, sync_in, report_in));
+    Datastore {
+        updates: updates_out,
+        sync,
+        report,
+    }
+}
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! The two requests that are made: one page of a list, and a watch.
+
+use std::borrow::Cow;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
+use kube::Client;
+use kube::core::params::{ListParams, WatchParams};
+use kube::core::{Request, Status};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use super::decode::{self, Item};
+use super::resource::Resource;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How much longer than asked for a watch may last before the connection counts as dead.
+const OVERTIME: Duration = Duration::from_secs(30);
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    /// By the network, or refused by the API.
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    /// The API reported this within a watch.
+    #[error(transparent)]
+    Event(Box<Status>),
+    /// No answer in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The connection broke within an answer.
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+    /// The answer ended before anything was in it.
+    #[error("the API ended the watch at once")]
+    Ended,
+    /// What came is not what the API should send.
+    #[error("not an answer of a Kubernetes API: {0}")]
+    Undecodable(#[from] serde_json::Error),
+}
+
+impl RequestError {
+    /// What the API said, where it said anything.
+    pub(super) fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) | Self::Event(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// Whether a watch that fails so cannot be resumed: its resourceVersion is too old, or not of
+    /// this API's history (after a restored backup).
+    pub(super) fn ends_resuming(&self) -> bool {
+        match self {
+            Self::Undecodable(_) => true,
+            _ => self
+                .status()
+                .is_some_and(|status| !matches!(status.code, 401 | 403 | 429 | 500 | 502 | 503)),
+        }
+    }
+}
+
+/// Objects of one resource, on the API of one client.
+#[derive(Clone)]
+pub(super) struct Collection {
+    pub client: Client,
+    pub resource: Resource,
+    /// Only the object of this name.
+    pub only: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub items: Vec<Item>,
+    /// Version of the whole list.
+    pub version: String,
+    /// Asks for the next page.
+    pub next: Option<String>,
+}
+
+impl Collection {
+    /// Lists at most `limit` objects from the beginning or from where `next` says.
+    pub(super) async fn list(
+        &self,
+        limit: u32,
+        next: Option<String>,
+    ) -> Result<Page, RequestError> {
+        let params = ListParams {
+            limit: Some(limit),
+            continue_token: next,
+            field_selector: self.field_selector(),
+            ..ListParams::default()
+        };
+        let request = Request::new(self.resource.path())
+            .list(&params)
+            .map_err(kube::Error::BuildRequest)?;
+        let read = async {
+            let mut body = Vec::new();
+            let answer = self.client.request_stream(request).await?;
+            Box::pin(answer).read_to_end(&mut body).await?;
+            Ok::<_, RequestError>(body)
+        };
+        let body = timeout(PATIENCE, read)
+            .await
+            .map_err(|_| RequestError::Timeout(PATIENCE))??;
+        self.page(&body)
+    }
+
+    fn page(&self, body: &[u8]) -> Result<Page, RequestError> {
+        let list: RawList<'_> = serde_json::from_slice(body)?;
+        let items = list.items.unwrap_or_default();
+        Ok(Page {
+            items: items
+                .into_iter()
+                .map(|json| decode::decode(self.resource, json))
+                .collect::<Result<_, _>>()?,
+            version: list.metadata.resource_version,
+            next: list.metadata.next.filter(|next| !next.is_empty()),
+        })
+    }
+
+    /// Watches what happened after `version`, for about `lasting`.
+    pub(super) async fn watch(
+        &self,
+        version: &str,
+        lasting: Duration,
+    ) -> Result<Watch, RequestError> {
+        let params = WatchParams {
+            timeout: u32::try_from(lasting.as_secs()).ok(),
+            field_selector: self.field_selector(),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let request = Request::new(self.resource.path())
+            .watch(&params, version)
+            .map_err(kube::Error::BuildRequest)?;
+        let answer = timeout(PATIENCE, self.client.request_stream(request))
+            .await
+            .map_err(|_| RequestError::Timeout(PATIENCE))??;
+        Ok(Watch {
+            resource: self.resource,
+            answer: Box::pin(answer),
+            line: Vec::new(),
+            silence: lasting + OVERTIME,
+        })
+    }
+
+    fn field_selector(&self) -> Option<String> {
+        self.only
+            .as_ref()
+            .map(|name| format!("metadata.name={name}"))
+    }
+}
+
+/// A watch under way.
+pub(super) struct Watch {
+    resource: Resource,
+    answer: Pin<Box<dyn AsyncBufRead + Send>>,
+    /// What has arrived of the next line.
+    line: Vec<u8>,
+    silence: Duration,
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The object was added or changed.
+    Changed(Item),
+    /// The object is gone.
+    Deleted(Item),
+    /// Everything up to this version has been told.
+    Bookmark(String),
+}
+
+impl Watch {
+    /// The next event; `None` at the end. Cancel-safe: a line that has arrived in part is kept.
+    pub(super) async fn next(&mut self) -> Result<Option<Event>, RequestError> {
+        loop {
+            timeout(self.silence, self.answer.read_until(b'\n', &mut self.line))
+                .await
+                .map_err(|_| RequestError::Timeout(self.silence))??;
+            if self.line.is_empty() {
+                return Ok(None);
+            }
+            // A line without its end was cut off with the connection.
+            if self.line.last() != Some(&b'\n') {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            let line = std::mem::take(&mut self.line);
+            if !line.trim_ascii().is_empty() {
+                return self.event(&line).map(Some);
+            }
+        }
+    }
+
+    fn event(&self, line: &[u8]) -> Result<Event, RequestError> {
+        let event: RawEvent<'_> = serde_json::from_slice(line)?;
+        let item = || decode::decode(self.resource, event.object);
+        match &*event.kind {
+            "ADDED" | "MODIFIED" => Ok(Event::Changed(item()?)),
+            "DELETED" => Ok(Event::Deleted(item()?)),
+            // Of a bookmark's object only the version counts, and it has no name.
+            "BOOKMARK" => Ok(Event::Bookmark(decode::version(event.object)?)),
+            "ERROR" => {
+                let status = serde_json::from_str(event.object.get())?;
+                Err(RequestError::Event(Box::new(status)))
+            }
+            other => Err(RequestError::Undecodable(serde::de::Error::custom(
+                format_args!("a watch event of the unknown type {other:?}"),
+            ))),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawList<'a> {
+    metadata: RawListMetadata,
+    #[serde(borrow)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawListMetadata {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawEvent<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
