@@ -18,6 +18,9 @@ pub fn init(level: Level) {
         "axum",
         "aya",
         "aya_obj",
+        "kube_client",
+        "rustls",
+        "tower",
     ];
     let targets = Targets::new().with_default(level).with_targets(
         quiet.map(|target| (target, LevelFilter::from_level(level.min(Level::WARN)))),

@@ -65,6 +65,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         })?;
     let (health, health_out) = watch::channel(Health::starting());
     tokio::spawn(http::health::serve(health_listener, health_out));
+    // First, so that what is wrong with its configuration is said at once, and it reads meanwhile.
+    let datastore = start_datastore(&config)?;
     let mut dataplane = Dataplane::load(&DataplaneConfig {
         bpffs: config.bpffs.clone(),
         log_drops: config.log_drops,
@@ -87,17 +89,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.run_dir.join(SOCKET);
     let socket_listener = http::local::listen(&socket)
         .with_context(|| format!("local socket {}", socket.display()))?;
-    let datastore = match &config.datastore {
-        DatastoreConfig::Files(directory) => datastore::files::start(directory)
-            .with_context(|| format!("DATASTORE_PATH={}", directory.display()))?,
-        DatastoreConfig::Kubernetes(api) => {
-            for warning in api.warnings() {
-                tracing::warn!("{warning}");
-            }
-            let client = datastore::kubernetes::client(api)?;
-            datastore::kubernetes::start(client, api.source(), config.node.clone())
-        }
-    };
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
 
     let (queries_in, queries) = mpsc::channel(16);
@@ -128,6 +119,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _nobody_connects_any_more = std::fs::remove_file(&socket);
     tracing::info!("policy-agent stops; programs, tables and connections stay in force");
     Ok(())
+}
+
+fn start_datastore(config: &Config) -> anyhow::Result<Datastore> {
+    match &config.datastore {
+        DatastoreConfig::Files(directory) => datastore::files::start(directory)
+            .with_context(|| format!("DATASTORE_PATH={}", directory.display())),
+        DatastoreConfig::Kubernetes(api) => {
+            for warning in api.warnings() {
+                tracing::warn!("{warning}");
+            }
+            let client = datastore::kubernetes::client(api)?;
+            let source = api.source();
+            Ok(datastore::kubernetes::start(
+                client,
+                source,
+                config.node.clone(),
+            ))
+        }
+    }
 }
 
 /// The compiler's limits: those of the kernel's tables.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::table::render;
 use crate::report::{
-    DirectionStatus, IdentityStatus, PolicyStatus, Status, TableStatus, WorkloadEndpoint,
+    ApiStatus, DirectionStatus, IdentityStatus, PolicyStatus, Status, TableStatus, WorkloadEndpoint,
 };
 
 /// Columns as Calico's users know them.
@@ -155,11 +155,16 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
         ),
     };
     line(&mut text, &format!("revision {}{pending}", status.revision));
+    let datastore = &status.datastore;
+    let files = match datastore.api {
+        Some(_) => String::new(),
+        None => format!(" in {} files", datastore.files),
+    };
     line(
         &mut text,
         &format!(
-            "datastore: {}; {} objects in {} files",
-            status.datastore.source, status.datastore.objects, status.datastore.files
+            "datastore: {}; {} objects{files}",
+            datastore.source, datastore.objects
         ),
     );
     section(&mut text, "CONDITIONS");
@@ -173,6 +178,10 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
     });
     text += &render(["CONDITION", "OK", "DETAIL"], rows.collect());
 
+    if let Some(api) = &status.datastore.api {
+        section(&mut text, "KUBERNETES API");
+        text += &resources(api);
+    }
     section(&mut text, "PROGRAMS");
     text += &programs(status);
     section(&mut text, "TABLES");
@@ -188,6 +197,22 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
     list(&mut text, "PROBLEMS", &status.problems);
     list(&mut text, "NOTES", &status.notes);
     text
+}
+
+fn resources(api: &ApiStatus) -> String {
+    let rows = api.resources.iter().map(|resource| {
+        [
+            resource.resource.clone(),
+            resource.state.clone(),
+            resource.objects.to_string(),
+            resource.watch_restarts.to_string(),
+            resource.relists.to_string(),
+        ]
+    });
+    render(
+        ["RESOURCE", "STATE", "OBJECTS", "WATCH-RESTARTS", "RELISTS"],
+        rows.collect(),
+    )
 }
 
 fn programs(status: &Status) -> String {

@@ -140,7 +140,3 @@ fn fingerprint(object: &Object) -> u64 {
     }
     hasher.finish()
 }
-
-#[cfg(test)]
-#[path = "decode_tests.rs"]
-mod tests;

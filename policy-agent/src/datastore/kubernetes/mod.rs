@@ -81,5 +81,8 @@ pub fn start(client: Client, source: String, node: Arc<str>) -> Datastore {
 }
 
 #[cfg(test)]
+mod fake_api;
+
+#[cfg(test)]
 #[path = "follow_tests.rs"]
 mod tests;
