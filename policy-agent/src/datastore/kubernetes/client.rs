@@ -153,32 +153,5 @@ fn read_token(path: &std::path::Path) -> Result<HeaderValue, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_renewed_token_is_picked_up_and_a_lost_one_kept() {
-        let file = tempfile::NamedTempFile::new().expect("temporary file");
-        let write = |text: &str| fs::write(file.path(), text).expect("write");
-        let sent = |tokens: &mut TokenFile| {
-            let request = tokens.check(Request::new(())).expect("request");
-            request.headers()[AUTHORIZATION].clone()
-        };
-        let age = |tokens: &mut TokenFile| {
-            tokens.read_at = Instant::now()
-                .checked_sub(TOKEN_AGE + Duration::from_secs(1))
-                .expect("the machine is up for longer");
-        };
-        write("one\n");
-        let mut tokens = TokenFile::new(file.path().to_owned()).expect("readable");
-        assert_eq!(sent(&mut tokens), "Bearer one");
-        write("two");
-        assert_eq!(sent(&mut tokens), "Bearer one");
-        age(&mut tokens);
-        assert_eq!(sent(&mut tokens), "Bearer two");
-        write("");
-        age(&mut tokens);
-        assert_eq!(sent(&mut tokens), "Bearer two");
-        assert!(TokenFile::new(file.path().to_owned()).is_err());
-    }
-}
+#[path = "client_tests.rs"]
+mod tests;

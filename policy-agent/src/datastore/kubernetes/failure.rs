@@ -129,18 +129,8 @@ fn of_connection(error: &kube::Error) -> (Kind, String) {
     let mut words = Vec::new();
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<rustls::Error>() {
-            return (Kind::Tls, of_tls(error));
-        }
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            // What is wrapped in an io::Error is not among its sources.
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-            if let Some(inner) = inner {
-                return (Kind::Tls, of_tls(inner));
-            }
-            if let Some(reason) = of_io(error.kind()) {
-                return (Kind::Connection, reason.to_owned());
-            }
+        if let Some(known) = known_cause(error) {
+            return known;
         }
         let text = error.to_string();
         if text == "dns error" || text.contains("failed to lookup address") {
@@ -155,6 +145,17 @@ fn of_connection(error: &kube::Error) -> (Kind, String) {
     }
     // Each wrapper repeats what is in it or adds nothing; the innermost says most.
     (Kind::Connection, words.pop().unwrap_or_default())
+}
+
+/// What `error` is by itself, if that says what to do.
+fn known_cause(error: &(dyn Error + 'static)) -> Option<(Kind, String)> {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return Some((Kind::Tls, of_tls(error)));
+    }
+    let error = error.downcast_ref::<io::Error>()?;
+    // What is wrapped in an io::Error is not among its sources.
+    let inner = error.get_ref().and_then(|inner| known_cause(inner));
+    inner.or_else(|| of_io(error.kind()).map(|reason| (Kind::Connection, reason.to_owned())))
 }
 
 fn of_io(kind: io::ErrorKind) -> Option<&'static str> {

@@ -1,0 +1,242 @@
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use secrecy::SecretString;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use super::super::failure::{Failure, Kind, Verb};
+use super::super::request::Collection;
+use super::super::resource::Resource;
+use super::*;
+use crate::config::ApiSettings;
+
+/// A certificate authority and the certificate of a server for these names.
+struct Authority {
+    pem: String,
+    server: ServerConfig,
+}
+
+impl Authority {
+    fn new(names: &[&str]) -> Self {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("certificate");
+        let issuer = Issuer::new(params, key);
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let key = KeyPair::generate().expect("key");
+        let server = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&key, &issuer))
+            .expect("certificate");
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Self {
+            pem: certificate.pem(),
+            server: ServerConfig::builder()
+                .with_no_client_auth()
+                .with_single_cert(vec![server.der().clone()], key)
+                .expect("server"),
+        }
+    }
+}
+
+/// Answers every request with an empty list, or with 401 where the token is not `right` or there is no
+/// request in it.
+async fn answer(mut connection: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        match connection.read_u8().await {
+            Ok(byte) => request.push(byte),
+            Err(_) => return,
+        }
+        if request[0] != b'G' {
+            break;
+        }
+    }
+    let request = String::from_utf8_lossy(&request).to_lowercase();
+    let (line, body) = if request.contains("authorization: bearer right\r\n") {
+        (
+            "200 OK",
+            r#"{"metadata": {"resourceVersion": "1"}, "items": []}"#,
+        )
+    } else {
+        (
+            "401 Unauthorized",
+            r#"{"kind": "Status", "code": 401, "message": "Unauthorized"}"#,
+        )
+    };
+    let text = format!(
+        "HTTP/1.1 {line}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _client_may_have_gone = connection.write_all(text.as_bytes()).await;
+    let _closed = connection.shutdown().await;
+}
+
+/// A server on loopback, with TLS or without.
+async fn serve(tls: Option<ServerConfig>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            match &tls {
+                None => answer(connection).await,
+                Some(tls) => {
+                    let accepted = TlsAcceptor::from(Arc::new(tls.clone())).accept(connection);
+                    if let Ok(connection) = accepted.await {
+                        answer(connection).await;
+                    }
+                }
+            }
+        }
+    });
+    address
+}
+
+fn write(directory: &TempDir, name: &str, text: &str) -> OsString {
+    let path = directory.path().join(name);
+    fs::write(&path, text).expect("write");
+    path.into_os_string()
+}
+
+/// What a list of namespaces comes to with these settings.
+async fn list(settings: &ApiSettings) -> Result<usize, Failure> {
+    let config = settings.validate().expect("valid");
+    let collection = Collection {
+        client: client(&config).expect("client"),
+        resource: Resource::Namespaces,
+        only: None,
+    };
+    let page = collection.list(1, None).await;
+    page.map(|page| page.items.len())
+        .map_err(|error| Failure::new(&error, Resource::Namespaces, Verb::List))
+}
+
+#[tokio::test]
+async fn with_the_right_authority_and_token_the_api_is_read() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(&["localhost", "127.0.0.1"]);
+    let address = serve(Some(authority.server)).await;
+    let mut settings = ApiSettings {
+        k8s_api_endpoint: Some(format!("https://{address}")),
+        k8s_ca_file: Some(write(&directory, "ca", &authority.pem)),
+        k8s_token: Some(SecretString::from("right")),
+        ..ApiSettings::default()
+    };
+    assert_eq!(list(&settings).await, Ok(0));
+    settings.k8s_token = Some(SecretString::from("wrong"));
+    let failure = list(&settings).await.expect_err("401");
+    assert_eq!(failure.kind, Kind::Unauthorized);
+    assert!(
+        failure.reason.contains("401 Unauthorized") && failure.reason.contains("K8S_TOKEN"),
+        "{failure:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_token_file_may_end_with_a_line_feed() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let address = serve(None).await;
+    write(&directory, "token", "right\n");
+    let kubeconfig = format!(
+        "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+         clusters: [{{name: k, cluster: {{server: 'http://{address}'}}}}]\n\
+         users: [{{name: u, user: {{tokenFile: token}}}}]\n"
+    );
+    let settings = ApiSettings {
+        kubeconfig: Some(write(&directory, "config", &kubeconfig)),
+        ..ApiSettings::default()
+    };
+    assert_eq!(list(&settings).await, Ok(0));
+}
+
+#[tokio::test]
+async fn what_keeps_a_connection_from_coming_about_is_said_with_what_to_do() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(&["kubernetes.default.svc"]);
+    let ca = write(&directory, "ca", &authority.pem);
+    let other_ca = write(&directory, "other", &Authority::new(&["x"]).pem);
+    let tls = serve(Some(authority.server)).await;
+    let plain = serve(None).await;
+    let nobody = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        listener.local_addr().expect("address")
+    };
+    let rows: [(String, &OsString, Kind, &[&str]); 5] = [
+        (
+            format!("https://{nobody}"),
+            &ca,
+            Kind::Connection,
+            &["connection refused", "K8S_API_ENDPOINT or KUBECONFIG"],
+        ),
+        (
+            "https://no-such-host.invalid:6443".to_owned(),
+            &ca,
+            Kind::Connection,
+            &["host name", "cannot be resolved", "DNS"],
+        ),
+        (
+            format!("https://{tls}"),
+            &other_ca,
+            Kind::Tls,
+            &["not from the certificate authority", "K8S_CA_FILE"],
+        ),
+        (
+            format!("https://{tls}"),
+            &ca,
+            Kind::Tls,
+            &["for another name", "tls-server-name"],
+        ),
+        (
+            format!("https://{plain}"),
+            &ca,
+            Kind::Tls,
+            &["does not speak TLS"],
+        ),
+    ];
+    for (url, ca, kind, words) in rows {
+        let settings = ApiSettings {
+            k8s_api_endpoint: Some(url),
+            k8s_ca_file: Some(ca.clone()),
+            ..ApiSettings::default()
+        };
+        let failure = list(&settings).await.expect_err("no connection");
+        assert_eq!(failure.kind, kind, "{failure:?}");
+        for word in words {
+            assert!(failure.reason.contains(word), "{word}: {failure:?}");
+        }
+    }
+}
+
+#[test]
+fn a_renewed_token_is_picked_up_and_a_lost_one_kept() {
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    let write = |text: &str| fs::write(file.path(), text).expect("write");
+    let sent = |tokens: &mut TokenFile| {
+        let request = tokens.check(Request::new(())).expect("request");
+        request.headers()[AUTHORIZATION].clone()
+    };
+    let age = |tokens: &mut TokenFile| {
+        tokens.read_at = Instant::now()
+            .checked_sub(TOKEN_AGE + Duration::from_secs(1))
+            .expect("the machine is up for longer");
+    };
+    write("one\n");
+    let mut tokens = TokenFile::new(file.path().to_owned()).expect("readable");
+    assert_eq!(sent(&mut tokens), "Bearer one");
+    write("two");
+    assert_eq!(sent(&mut tokens), "Bearer one");
+    age(&mut tokens);
+    assert_eq!(sent(&mut tokens), "Bearer two");
+    write("");
+    age(&mut tokens);
+    assert_eq!(sent(&mut tokens), "Bearer two");
+    assert!(TokenFile::new(Path::new("/absent").to_owned()).is_err());
+}
