@@ -63,6 +63,11 @@ fn operations() -> Vec<(&'static str, Op, Op)> {
         let put = Op::PutEndpoint { ifindex, endpoint };
         (put, Op::DeleteEndpoint { ifindex })
     };
+    let counted = PolicyHeader {
+        rules: 1,
+        first_count: 9,
+        ..header
+    };
     let pairs = [
         (
             "policies",
@@ -101,8 +106,11 @@ fn operations() -> Vec<(&'static str, Op, Op)> {
         (
             "rule_counts",
             (
-                Op::PutRuleCount { key: rule },
-                Op::DeleteRuleCount { key: rule },
+                Op::PutPolicy {
+                    id: POLICY + 1,
+                    header: counted,
+                },
+                Op::DeletePolicy { id: POLICY + 1 },
             ),
         ),
         ("identity_v4", address(v4(10, 99, 0, 1))),
