@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Agent;
-use crate::datastore::{ApiReport, NodePresence, Report, WatchState};
+use crate::datastore::{ApiReport, NodePresence, Report};
 use crate::report::Condition;
 
 /// What the health server knows.
@@ -48,10 +48,8 @@ fn datastore_words(report: &Report, loaded: bool) -> String {
     } else {
         format!("reading {}", report.source)
     };
-    for resource in report.api.iter().flat_map(|api| &api.resources) {
-        if let state @ WatchState::Failing(_) = &resource.state {
-            words = format!("{words}; {} {state}", resource.resource);
-        }
+    for failure in report.api.iter().flat_map(ApiReport::failures) {
+        words = format!("{words}; {failure}");
     }
     words
 }
