@@ -9,4 +9,5 @@ pub mod datastore;
 pub mod endpoint;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod report;

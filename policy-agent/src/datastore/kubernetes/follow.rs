@@ -22,6 +22,7 @@ use super::decode::Item;
 use super::failure::{Failure, Verb};
 use super::request::{Collection, Event, RequestError};
 use super::resource::Resource;
+use crate::memory;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
@@ -200,6 +201,10 @@ impl Follower {
                 self.listed = listed;
                 break;
             }
+        }
+        drop(body);
+        if listed > PAGE as usize {
+            memory::give_back();
         }
         self.succeeded();
         self.send(Message::ListComplete(sync)).await?;
