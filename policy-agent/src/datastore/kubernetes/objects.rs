@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use policy_core::model::ObjectName;
 
-use super::decode::{Content, Item};
+use super::decode::{self, Content, Item};
 use super::resource::Resource;
 use super::shared::SharedStrings;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange};
+
+/// What is said of a policy that was invalid from the beginning.
+const CLOSED: &str = "until it is valid, it isolates the pods that it selects and allows nothing";
 
 /// See the module.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub(super) struct Objects {
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Of the last valid state; `None` if there never was one.
+    /// Of what is in force: the last valid state, or what is enforced instead of one.
     fingerprint: Option<u64>,
     /// The last list that it was in, or during or after which it changed.
     list: u32,
@@ -104,9 +107,22 @@ impl Objects {
                     changed.then_some(ObjectChange::Upsert(object)),
                 )
             }
-            Content::Invalid(mistakes) => {
+            Content::Invalid {
+                mut mistakes,
+                instead,
+            } => {
+                let instead = instead.map(Object::Policy).filter(|_| before.is_none());
+                if instead.is_some() {
+                    mistakes.push(CLOSED.to_owned());
+                }
                 self.mistakes.insert(item.name.clone(), mistakes);
-                (before, None)
+                match instead {
+                    Some(object) => (
+                        Some(decode::fingerprint(&object)),
+                        Some(ObjectChange::Upsert(object)),
+                    ),
+                    None => (before, None),
+                }
             }
         };
         if before.is_none() && fingerprint.is_some() {
