@@ -32,6 +32,7 @@ use crate::range::Ranges;
 use crate::rules::{self, RuleList};
 use crate::slot::Slots;
 use crate::store::{Dirty, PortName, Store};
+use crate::tables::Tables;
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +118,10 @@ pub struct Compiler {
     pub(crate) unplaced: BTreeSet<IpAddr>,
     /// Rows of `peers` that found no room, by page and identity.
     pub(crate) unplaced_peers: BTreeSet<(u32, u32)>,
+    /// What the tables hold, before the first plan.
+    pub(crate) former: Option<Tables>,
+    /// Interfaces that were endpoints in the former tables, and are not any more.
+    pub(crate) leftovers: BTreeSet<u32>,
     revision: u64,
 }
 
@@ -157,6 +162,8 @@ impl Compiler {
             starved: BTreeMap::new(),
             unplaced: BTreeSet::new(),
             unplaced_peers: BTreeSet::new(),
+            former: None,
+            leftovers: BTreeSet::new(),
             revision: 0,
         }
     }
@@ -197,10 +204,14 @@ impl Compiler {
         let ops = std::mem::take(&mut draft.ops);
         self.collect_garbage(&transitional, &mut draft);
         self.place_peers(&mut draft);
-        Plan {
+        let plan = Plan {
             ops,
             stale: draft.ops,
             revision: self.revision,
+        };
+        match self.former.take() {
+            Some(former) => self.lead_over(former, plan),
+            None => plan,
         }
     }
 
