@@ -5,9 +5,11 @@
     reason = "a test's set-up that fails should fail the test, where it stands"
 )]
 
+pub mod apiserver;
 pub mod bench;
 pub mod demo;
 pub mod netns;
+pub mod objects;
 pub mod packet;
 pub mod tables_by_hand;
 pub mod testrun;

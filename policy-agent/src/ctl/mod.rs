@@ -197,6 +197,10 @@ impl Ctl {
                     for condition in status.conditions.iter().filter(|condition| !condition.ok) {
                         eprintln!("policyctl: {}: {}", condition.name, condition.message);
                     }
+                    // Such as an API that is away, for which no condition fails.
+                    for problem in status.problems {
+                        eprintln!("policyctl: {problem}");
+                    }
                 }
                 Err(timeout)
             }

@@ -1,19 +1,15 @@
 //! The real agent on a node, and `policyctl` beside it.
 
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt as _;
+use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output};
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use policy_agent::report::Status;
 
-use super::{Node, PATIENCE};
+use super::{Node, PATIENCE, Process};
 
 /// Where `cargo xtask` says that the built programs are.
 const BIN_DIR: &str = "PORTCULLIS_BIN_DIR";
@@ -39,21 +35,51 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Where an agent finds its objects.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// In the node's directory.
+    Files,
+    /// In the Kubernetes API, as these variables say.
+    Api(&'a [(&'a str, &'a OsStr)]),
+}
+
+/// Settings of the API, which are not to come from whoever runs the tests.
+const API_SETTINGS: [&str; 8] = [
+    "KUBECONFIG",
+    "K8S_API_ENDPOINT",
+    "K8S_CERT_FILE",
+    "K8S_KEY_FILE",
+    "K8S_CA_FILE",
+    "K8S_TOKEN",
+    "KUBERNETES_SERVICE_HOST",
+    "KUBERNETES_SERVICE_PORT",
+];
+
 /// A running agent. Killed when dropped; its log is printed when that happens in a panic.
 #[derive(Debug)]
 pub struct Agent<'a> {
     node: &'a Node,
-    child: Child,
+    process: Process,
 }
 
 impl<'a> Agent<'a> {
-    /// Starts an agent on `node` and waits until it enforces what the datastore holds.
+    /// Starts an agent on `node` and waits until it enforces what the node's directory holds.
     ///
     /// # Errors
     ///
     /// When it ends before that, or takes too long; with its log.
     pub fn start(node: &'a Node) -> Result<Self> {
-        let mut agent = Self::spawn(node)?;
+        Self::start_from(node, Source::Files)
+    }
+
+    /// Starts an agent on `node` and waits until it enforces what `source` holds.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or takes too long; with its log.
+    pub fn start_from(node: &'a Node, source: Source<'_>) -> Result<Self> {
+        let mut agent = Self::spawn_from(node, source)?;
         agent.wait()?;
         Ok(agent)
     }
@@ -64,21 +90,18 @@ impl<'a> Agent<'a> {
     ///
     /// When there is none to start.
     pub fn spawn(node: &'a Node) -> Result<Self> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(node.log_file())?;
-        let mut command = Self::command(node)?;
-        command.stdout(log.try_clone()?).stderr(log);
-        // Ctrl-C is for us, who stop it then.
-        command.process_group(0);
-        // SAFETY: one system call between fork and exec.
-        unsafe {
-            // Whoever kills us does not leave it behind.
-            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
-        }
-        let child = command.spawn().context("start policy-agent")?;
-        Ok(Self { node, child })
+        Self::spawn_from(node, Source::Files)
+    }
+
+    /// Starts an agent that reads from `source`, without waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none to start.
+    pub fn spawn_from(node: &'a Node, source: Source<'_>) -> Result<Self> {
+        let command = Self::command_from(node, source)?;
+        let process = Process::spawn("policy-agent", command, node.log_file())?;
+        Ok(Self { node, process })
     }
 
     /// The command that runs an agent on `node`.
@@ -87,11 +110,29 @@ impl<'a> Agent<'a> {
     ///
     /// When it is not built.
     pub fn command(node: &Node) -> Result<Command> {
+        Self::command_from(node, Source::Files)
+    }
+
+    /// The command that runs an agent on `node` that reads from `source`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not built.
+    pub fn command_from(node: &Node, source: Source<'_>) -> Result<Command> {
         let mut command = node.netns().command(binary("policy-agent")?);
+        for setting in API_SETTINGS {
+            command.env_remove(setting);
+        }
+        match source {
+            Source::Files => command
+                .env("DATASTORE_TYPE", "files")
+                .env("DATASTORE_PATH", node.datastore().directory()),
+            Source::Api(settings) => command
+                .env("DATASTORE_TYPE", "kubernetes")
+                .envs(settings.iter().copied()),
+        };
         command
             .arg("run")
-            .env("DATASTORE_TYPE", "files")
-            .env("DATASTORE_PATH", node.datastore().directory())
             .env("NODENAME", node.node_name())
             .env("PORTCULLIS_RUN_DIR", node.run_directory())
             .env("PORTCULLIS_BPFFS", node.bpffs())
@@ -106,10 +147,20 @@ impl<'a> Agent<'a> {
     ///
     /// When it ends before that, or takes too long; with its log.
     pub fn wait(&mut self) -> Result<()> {
+        self.wait_for_answers()?;
+        self.sync()
+    }
+
+    /// Waits until it answers `policyctl`, whatever it says.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or takes too long; with its log.
+    pub fn wait_for_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + START;
         let socket = self.node.run_directory().join("agent.sock");
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.process.ended()? {
                 bail!("policy-agent ended: {status}\n{}", self.log());
             }
             ensure!(
@@ -119,7 +170,7 @@ impl<'a> Agent<'a> {
             );
             thread::sleep(Duration::from_millis(5));
         }
-        self.sync()
+        Ok(())
     }
 
     /// Waits until everything that the datastore holds now is enforced.
@@ -180,10 +231,8 @@ impl<'a> Agent<'a> {
     /// # Errors
     ///
     /// When it is not there any more.
-    pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+    pub fn kill(self) -> Result<()> {
+        self.process.kill()
     }
 
     /// Asks it to stop and waits until it has.
@@ -191,20 +240,50 @@ impl<'a> Agent<'a> {
     /// # Errors
     ///
     /// When it does not end well.
-    pub fn stop(mut self) -> Result<()> {
-        kill(
-            Pid::from_raw(self.child.id().cast_signed()),
-            Signal::SIGTERM,
-        )?;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "policy-agent ended: {status}");
-        Ok(())
+    pub fn stop(self) -> Result<()> {
+        self.process.stop()
     }
 
     /// What the node's agents logged so far.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.node.log_file()).unwrap_or_default()
+        self.process.log()
+    }
+
+    /// Waits until `policyctl status` is as wanted, and gives it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become so; with what it is, and the log.
+    pub fn wait_for_status(&self, wanted: impl Fn(&Status) -> bool) -> Result<Status> {
+        let deadline = Instant::now() + START;
+        loop {
+            let status = self.status()?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "not the status wanted: {status:#?}\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until everything that the datastore holds now is enforced, and tries again where the
+    /// datastore cannot be reached yet.
+    ///
+    /// # Errors
+    ///
+    /// When that takes too long, in `policyctl`'s words; with the log.
+    pub fn sync_at_last(&self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while let Err(error) = self.sync() {
+            ensure!(Instant::now() < deadline, "{error}\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Waits until the log has a line that `wanted` is looking for.
@@ -224,17 +303,6 @@ impl<'a> Agent<'a> {
                 self.log()
             );
             thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Agent<'_> {
-    fn drop(&mut self) {
-        // Already gone is as good.
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-        if thread::panicking() {
-            eprintln!("--- log of policy-agent\n{}---", self.log());
         }
     }
 }

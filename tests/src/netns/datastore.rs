@@ -5,10 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use serde_json::{Map, Value, json};
 
-/// Labels as pairs of key and value.
-pub type Labels<'a> = &'a [(&'a str, &'a str)];
+use crate::objects::{self, Labels};
 
 /// A directory of Kubernetes YAML, written as an editor would: whole files, put in place by rename.
 #[derive(Debug)]
@@ -57,9 +55,7 @@ impl Datastore {
     ///
     /// When it cannot be written.
     pub fn put_namespace(&self, name: &str, labels: Labels<'_>) -> Result<()> {
-        let object = json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": map(labels)},
-        });
+        let object = objects::namespace(name, labels);
         self.put(&format!("namespace-{name}"), &object.to_string())
     }
 
@@ -76,19 +72,7 @@ impl Datastore {
         ports: &[(&str, &str, u16)],
         addresses: &[IpAddr],
     ) -> Result<()> {
-        let ports: Vec<_> = ports
-            .iter()
-            .map(|(name, protocol, number)| {
-                json!({"name": name, "protocol": protocol, "containerPort": number})
-            })
-            .collect();
-        let addresses: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": namespace, "name": name, "labels": map(labels)},
-            "spec": {"containers": [{"name": "main", "ports": ports}]},
-            "status": {"phase": "Running", "podIPs": addresses},
-        });
+        let object = objects::pod(namespace, name, labels, ports, addresses);
         self.put(&pod_file(namespace, name), &object.to_string())
     }
 
@@ -140,11 +124,4 @@ fn pod_file(namespace: &str, name: &str) -> String {
 
 fn policy_file(namespace: &str, name: &str) -> String {
     format!("networkpolicy-{namespace}-{name}")
-}
-
-fn map(labels: Labels<'_>) -> Map<String, Value> {
-    labels
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), json!(value)))
-        .collect()
 }

@@ -17,45 +17,16 @@ use super::leftovers::NETNS;
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    inside: Inside,
+}
+
+/// A way into a network namespace, for those who cannot borrow it. It keeps the namespace alive.
+#[derive(Debug)]
+pub struct Inside {
     file: File,
 }
 
-impl Netns {
-    /// Makes one with loopback up, and with IPv6 addresses that are usable at once.
-    ///
-    /// # Errors
-    ///
-    /// Without root, or when the name is taken.
-    pub fn create(name: &str) -> Result<Self> {
-        let output = Command::new("ip")
-            .args(["netns", "add", name])
-            .output()
-            .context("ip(8), of iproute2")?;
-        ensure!(
-            output.status.success(),
-            "ip netns add {name}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        let file = File::open(Path::new(NETNS).join(name)).context("the namespace just made")?;
-        let netns = Self {
-            name: name.to_owned(),
-            file,
-        };
-        // Duplicate address detection takes a second, in which an address cannot be used.
-        netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
-        netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
-        // Lets probes use the kernel's ICMP sockets, which match requests and replies.
-        netns.sysctl("net/ipv4/ping_group_range", "0 0")?;
-        netns.ip("link set lo up")?;
-        Ok(netns)
-    }
-
-    /// Its name under /run/netns.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
+impl Inside {
     /// Runs `work` on a thread inside. A socket made there stays there, whoever uses it later.
     ///
     /// # Panics
@@ -87,6 +58,72 @@ impl Netns {
             command.pre_exec(move || Ok(setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?));
         }
         command
+    }
+}
+
+impl Netns {
+    /// Makes one with loopback up, and with IPv6 addresses that are usable at once.
+    ///
+    /// # Errors
+    ///
+    /// Without root, or when the name is taken.
+    pub fn create(name: &str) -> Result<Self> {
+        let output = Command::new("ip")
+            .args(["netns", "add", name])
+            .output()
+            .context("ip(8), of iproute2")?;
+        ensure!(
+            output.status.success(),
+            "ip netns add {name}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let file = File::open(Path::new(NETNS).join(name)).context("the namespace just made")?;
+        let netns = Self {
+            name: name.to_owned(),
+            inside: Inside { file },
+        };
+        // Duplicate address detection takes a second, in which an address cannot be used.
+        netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+        // Lets probes use the kernel's ICMP sockets, which match requests and replies.
+        netns.sysctl("net/ipv4/ping_group_range", "0 0")?;
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Its name under /run/netns.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `work` on a thread inside. A socket made there stays there, whoever uses it later.
+    ///
+    /// # Panics
+    ///
+    /// When `work` does, or the namespace cannot be entered.
+    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.inside.enter(work)
+    }
+
+    /// A way inside for those who cannot borrow this.
+    ///
+    /// # Errors
+    ///
+    /// When there are no more file descriptors.
+    pub fn inside(&self) -> std::io::Result<Inside> {
+        let file = self.inside.file.try_clone()?;
+        Ok(Inside { file })
+    }
+
+    /// A command that will run inside, with the same mounts as here ([`Inside::command`]).
+    ///
+    /// # Panics
+    ///
+    /// When there are no more file descriptors.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.inside.command(program)
     }
 
     /// Runs lines of ip(8) commands.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::leftovers::{self, BPFFS};
-use super::{Datastore, Family, Labels, Netns, Outcome, PATIENCE, Probe, Servers, What, probe};
+use super::{Datastore, Family, Netns, Outcome, PATIENCE, Probe, Servers, What, probe};
+use crate::objects::Labels;
 
 /// How pods are joined to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +245,12 @@ impl Node {
     #[must_use]
     pub fn bpffs(&self) -> &Path {
         &self.directories.bpffs
+    }
+
+    /// A directory for files of this node, removed with it.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directories.temporary
     }
 
     /// The agent's run directory.
