@@ -118,6 +118,22 @@ impl ApiSettings {
         self.resolve(&Surroundings::of_process())
     }
 
+    /// With the kubeconfig in the home directory, as kubectl takes it, where nothing else names an API. Only
+    /// for tools that people run: an agent is told where its API is.
+    #[must_use]
+    pub fn or_kubeconfig_of(mut self, home: Option<&Path>) -> Self {
+        let is_named = path(self.kubeconfig.as_ref()).is_some()
+            || self
+                .k8s_api_endpoint
+                .as_ref()
+                .is_some_and(|given| !given.is_empty());
+        if let (false, Some(home)) = (is_named, home) {
+            let file = home.join(".kube/config");
+            self.kubeconfig = file.exists().then(|| file.into_os_string());
+        }
+        self
+    }
+
     pub(super) fn resolve(&self, surroundings: &Surroundings) -> Result<ApiConfig, ConfigError> {
         let endpoint = self
             .k8s_api_endpoint
