@@ -148,3 +148,7 @@ fn why_none(pods: &Listed<PodObject>) -> Option<String> {
         .or(invalid)
         .map(str::to_owned)
 }
+
+#[cfg(test)]
+#[path = "remote_tests.rs"]
+mod tests;

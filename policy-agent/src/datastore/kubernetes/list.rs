@@ -154,7 +154,3 @@ async fn list<T>(
         next = page.next;
     }
 }
-
-#[cfg(test)]
-#[path = "list_tests.rs"]
-mod tests;
