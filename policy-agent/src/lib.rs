@@ -10,4 +10,6 @@ pub mod datastore;
 pub mod endpoint;
 pub mod http;
 pub mod logging;
+pub mod memory;
+pub mod metrics;
 pub mod report;

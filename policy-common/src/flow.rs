@@ -208,6 +208,13 @@ impl Signal {
         self.0 & (Self::SYN | Self::RST | Self::ACK) == Self::SYN
     }
 
+    /// Whether the packet may be the answer to one that [`Signal::opens`]: an acceptance or a refusal.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_answer_opening(self) -> bool {
+        self.0 & (Self::SYN | Self::RST) != 0
+    }
+
     /// Whether the packet, when it is allowed and belongs to no flow, begins one. What only ever
     /// answers or ends a connection does not.
     #[inline(always)]

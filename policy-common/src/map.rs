@@ -24,10 +24,10 @@ maps! {
     ENDPOINTS = "endpoints", 16_384;
     /// HASH: `Ifindex` -> `Endpoint`, for what lies beyond the array's end.
     ENDPOINTS_EXT = "endpoints_ext", 4_096;
-    /// HASH: `AddressV4` -> `Identity`.
-    IDENTITY_V4 = "identity_v4", 262_144;
-    /// HASH: `AddressV6` -> `Identity`.
-    IDENTITY_V6 = "identity_v6", 262_144;
+    /// HASH: `AddressV4` of a block -> `IdentityBlock`.
+    IDENTITY_V4 = "identity_v4", 131_072;
+    /// HASH: `AddressV6` of a block -> `IdentityBlock`.
+    IDENTITY_V6 = "identity_v6", 131_072;
     /// LPM_TRIE: `PrefixV4` -> `Identity`.
     PREFIX_V4 = "prefix_v4", 65_536;
     /// LPM_TRIE: `PrefixV6` -> `Identity`.
@@ -40,8 +40,8 @@ maps! {
     PORTS = "ports", 131_072;
     /// HASH: `RuleKey` -> `RuleAction`, admin and baseline tiers only.
     RULES = "rules", 16_384;
-    /// PERCPU_HASH: `RuleKey` -> `RuleCount`.
-    RULE_COUNTS = "rule_counts", 65_536;
+    /// PERCPU_ARRAY: `PolicyHeader::first_count` + rule -> `RuleCount`; row 0 is not used.
+    RULE_COUNTS = "rule_counts", 32_768;
     /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen both ways.
     FLOWS_V4 = "flows_v4", 131_072;
     /// LRU_HASH: `FlowKeyV6` -> `Flow`, seen both ways.

@@ -82,6 +82,8 @@ pub struct PolicyHeader {
     pub rules: u16,
     /// Zero.
     pub _pad: u16,
+    /// Row of `rule_counts` that counts rule 0; those of the other rules follow. 0: not counted.
+    pub first_count: u32,
 }
 
 impl PolicyHeader {
@@ -110,7 +112,7 @@ pub struct PeerKey {
     pub identity: u32,
 }
 
-/// Key of `rules` and `rule_counts`: one rule.
+/// Key of `rules`: one rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct RuleKey {
@@ -138,8 +140,8 @@ impl RuleAction {
     pub const PASS: u32 = 2;
 }
 
-/// Value of `rule_counts`, one per CPU: how many verdicts a rule decided. Rows are made by user
-/// space; packets of established flows are not counted here.
+/// Value of `rule_counts`, one per CPU: how many verdicts a rule decided. A page's header tells its
+/// rows; packets of established flows are not counted here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct RuleCount {
@@ -176,27 +178,53 @@ impl PolicyHeader {
 
 /// The first rule at or after `from` that both vectors mark; `from` is a multiple of 64.
 ///
+/// Nearly always the first word in which both have something decides; where it does not, `common_words`
+/// does. It is a parameter so that the programs can call it as a function of their own.
+#[inline(always)]
+#[must_use]
+pub fn first_match(
+    peers: &RuleBits,
+    ports: &RuleBits,
+    from: u32,
+    common_words: impl FnOnce(&RuleBits, &RuleBits) -> u64,
+) -> Option<u32> {
+    let later = u64::MAX << ((from / 64) & 63);
+    let candidates = peers.summary & ports.summary & later;
+    if candidates == 0 {
+        return None;
+    }
+    let first = in_word(peers, ports, candidates);
+    if first.is_some() {
+        return first;
+    }
+    let words = common_words(peers, ports) & later;
+    if words == 0 {
+        return None;
+    }
+    in_word(peers, ports, words)
+}
+
+/// The words in which both vectors mark a rule, word `n` as bit `n`.
+///
 /// Without loops over bits or branches between words: the cost is the same for every rule, and the
 /// verifier has one path to follow.
 #[inline(always)]
 #[must_use]
-pub fn first_match(peers: &RuleBits, ports: &RuleBits, from: u32) -> Option<u32> {
-    if peers.summary & ports.summary == 0 {
-        return None;
-    }
-    let mut hits = 0;
+pub fn common_words(peers: &RuleBits, ports: &RuleBits) -> u64 {
+    let mut words = 0;
     for (word, (peers, ports)) in peers.words.iter().zip(&ports.words).enumerate() {
-        let both = peers & ports;
-        hits |= one_if_any(both) << word;
+        words |= one_if_any(peers & ports) << word;
     }
-    hits &= u64::MAX << ((from / 64) & 63);
-    if hits == 0 {
-        return None;
-    }
+    words
+}
+
+/// The first rule that both vectors mark in the lowest word that `words` names.
+#[inline(always)]
+fn in_word(peers: &RuleBits, ports: &RuleBits, words: u64) -> Option<u32> {
     // The compiler knows that this is below WORDS and would drop the mask, which the verifier needs.
-    let word = core::hint::black_box(lowest_bit(hits)) as usize & (WORDS - 1);
+    let word = core::hint::black_box(lowest_bit(words)) as usize & (WORDS - 1);
     let both = peers.words[word] & ports.words[word];
-    Some(word as u32 * 64 + lowest_bit(both) as u32)
+    (both != 0).then(|| word as u32 * 64 + lowest_bit(both) as u32)
 }
 
 /// 1 when any bit is set, else 0. In arithmetic that the compiler does not see through: BPF has no
@@ -239,7 +267,7 @@ mod tests {
             from in (0..WORDS as u32).prop_map(|word| word * 64),
         ) {
             let naive = (from..RULES_PER_PAGE).find(|rule| a.contains(rule) && b.contains(rule));
-            prop_assert_eq!(first_match(&bits(&a), &bits(&b), from), naive);
+            prop_assert_eq!(first_match(&bits(&a), &bits(&b), from, common_words), naive);
         }
 
         #[test]
@@ -255,7 +283,7 @@ mod tests {
             };
             let (a, b) = (build(seed), build(other));
             let naive = (0..RULES_PER_PAGE).find(|rule| a.contains(*rule) && b.contains(*rule));
-            prop_assert_eq!(first_match(&a, &b, 0), naive);
+            prop_assert_eq!(first_match(&a, &b, 0, common_words), naive);
         }
     }
 

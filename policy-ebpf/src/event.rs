@@ -78,17 +78,27 @@ pub(crate) fn dropped_unparsed(
     0
 }
 
-/// Records a parsed packet that was dropped.
-#[inline(never)]
+/// Records a parsed packet that was dropped. Under a flood nearly all ends at the budget, hence here
+/// and not behind a call.
+#[inline(always)]
 pub(crate) fn dropped<F: Family>(
     skb: *mut aya_ebpf::bindings::__sk_buff,
     packet: &Packet<F>,
     decision: &Decision,
     reason: u32,
-) -> u32 {
-    if config::event_limit() == 0 || !within_budget() {
-        return 0;
+) {
+    if config::event_limit() != 0 && within_budget() {
+        record(skb, packet, decision, reason);
     }
+}
+
+#[inline(never)]
+fn record<F: Family>(
+    skb: *mut aya_ebpf::bindings::__sk_buff,
+    packet: &Packet<F>,
+    decision: &Decision,
+    reason: u32,
+) -> u32 {
     let skb = TcContext::new(skb);
     submit(Event {
         endpoint: packet.key.endpoint,

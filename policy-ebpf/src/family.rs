@@ -1,11 +1,13 @@
 //! IPv4 and IPv6 as one source: what differs between them, as a trait.
 
 use aya_ebpf::programs::TcContext;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use policy_common::address::{AddressV4, AddressV6};
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::{FlowKey, FlowKeyV4, FlowKeyV6, PortPair, protocol};
 use policy_common::verdict::Reason;
 
+use crate::hot::PlainHeader;
 use crate::maps::{
     FLOWS_NEW_V4, FLOWS_NEW_V6, FLOWS_V4, FLOWS_V6, FlowTable, IDENTITY_V4, IDENTITY_V6,
     IdentityTable, NewFlowTable, PREFIX_V4, PREFIX_V6, PrefixTable,
@@ -22,6 +24,8 @@ pub(crate) trait Family: Sized + 'static {
     const ADDRESS_BITS: u32;
     /// ICMP's protocol number in this family.
     const ICMP: u8;
+    /// Length of a network header without options or extension headers, in bytes.
+    const HEADER_LEN: usize;
 
     /// A flow's key.
     fn key(
@@ -30,7 +34,9 @@ pub(crate) trait Family: Sized + 'static {
         ports: PortPair,
         protocol: u8,
     ) -> FlowKey<Self::Address>;
-    /// Its exact-address table.
+    /// The address's key in the table of single addresses, and its place in the row.
+    fn block(address: Self::Address) -> (Self::Address, usize);
+    /// Its table of single addresses.
     fn identities() -> &'static IdentityTable<Self::Address>;
     /// Its prefix table.
     fn prefixes() -> &'static PrefixTable<Self::Address>;
@@ -39,6 +45,8 @@ pub(crate) trait Family: Sized + 'static {
     /// Its table of flows seen one way.
     fn new_flows() -> &'static NewFlowTable<Self::Address>;
 
+    /// What `hot` wants of the `HEADER_LEN` bytes at `header`; `None` when they say anything unusual.
+    fn plain_header(header: *const u8) -> Option<PlainHeader<Self>>;
     /// Parses the network header at `offset` and what stands between it and the L4 header.
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason>;
     /// Parses the network header of a packet that an ICMP error quotes, cut short as it may be;
@@ -68,10 +76,15 @@ impl Family for V4 {
     const NUMBER: u8 = 4;
     const ADDRESS_BITS: u32 = 32;
     const ICMP: u8 = protocol::ICMP;
+    const HEADER_LEN: usize = Ipv4Hdr::LEN;
 
     #[inline(always)]
     fn key(endpoint: u32, remote: AddressV4, ports: PortPair, protocol: u8) -> FlowKeyV4 {
         FlowKeyV4::from_parts(endpoint, remote, ports, protocol)
+    }
+    #[inline(always)]
+    fn block(address: AddressV4) -> (AddressV4, usize) {
+        (address.block(), address.place())
     }
     #[inline(always)]
     fn identities() -> &'static IdentityTable<AddressV4> {
@@ -88,6 +101,10 @@ impl Family for V4 {
     #[inline(always)]
     fn new_flows() -> &'static NewFlowTable<AddressV4> {
         &FLOWS_NEW_V4
+    }
+    #[inline(always)]
+    fn plain_header(header: *const u8) -> Option<PlainHeader<Self>> {
+        parse::plain_ipv4(header)
     }
     #[inline(always)]
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason> {
@@ -137,10 +154,15 @@ impl Family for V6 {
     const NUMBER: u8 = 6;
     const ADDRESS_BITS: u32 = 128;
     const ICMP: u8 = protocol::ICMPV6;
+    const HEADER_LEN: usize = size_of::<Ipv6Hdr>();
 
     #[inline(always)]
     fn key(endpoint: u32, remote: AddressV6, ports: PortPair, protocol: u8) -> FlowKeyV6 {
         FlowKeyV6::from_parts(endpoint, remote, ports, protocol)
+    }
+    #[inline(always)]
+    fn block(address: AddressV6) -> (AddressV6, usize) {
+        (address.block(), address.place())
     }
     #[inline(always)]
     fn identities() -> &'static IdentityTable<AddressV6> {
@@ -157,6 +179,10 @@ impl Family for V6 {
     #[inline(always)]
     fn new_flows() -> &'static NewFlowTable<AddressV6> {
         &FLOWS_NEW_V6
+    }
+    #[inline(always)]
+    fn plain_header(header: *const u8) -> Option<PlainHeader<Self>> {
+        parse::plain_ipv6(header)
     }
     #[inline(always)]
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason> {

@@ -1,6 +1,8 @@
 //! Step 3: flows. The fast path is in `established`; everything else is for packets that begin,
 //! end or revive a flow.
 
+use core::ptr::null_mut;
+
 use aya_ebpf::bindings::BPF_ANY;
 use policy_common::flow::{Flow, FlowKey, FlowState, Signal, is_expired, next_state, protocol};
 use policy_common::verdict::{Direction, Reason};
@@ -97,19 +99,22 @@ pub(crate) fn resolve<F: Family>(
     decision: &mut Decision,
 ) -> Reason {
     let now = now();
-    let mut flow = known;
-    if flow.is_null() && !packet.signal.opens() {
-        flow = F::new_flows()
-            .get_ptr_mut(&packet.key)
-            .unwrap_or(core::ptr::null_mut());
-    }
-    // SAFETY (here and below): a row of an LRU table; see `established`.
-    if !flow.is_null() && unsafe { is_over(&*flow, packet.key.protocol, now) } {
-        flow = core::ptr::null_mut();
+    let mut flow = alive(known, packet.key.protocol, now);
+    let mut two_way = !flow.is_null();
+    if !packet.signal.opens() && (flow.is_null() || packet.signal.may_answer_opening()) {
+        let new = F::new_flows().get_ptr_mut(&packet.key);
+        let new = alive(new.unwrap_or(null_mut()), packet.key.protocol, now);
+        // A connection that was opened while an older one of the same key is still known: the answer
+        // belongs to the newer one, which then takes the older one's place.
+        if flow.is_null() || is_opening_of_other_side(new, packet.direction) {
+            flow = new;
+            two_way = false;
+        }
     }
     let (opened, exempt, judged) = if flow.is_null() {
         (packet.direction, from_node(), false)
     } else {
+        // SAFETY (here and below): a row of an LRU table; see `established`.
         let row = unsafe { &*flow };
         (
             initiator(flow),
@@ -148,10 +153,29 @@ pub(crate) fn resolve<F: Family>(
     row.last_seen = now;
     let reply = opened as u8 != packet.direction as u8;
     row.state = next_state(row.state, packet.signal, reply);
-    if known.is_null() && reply {
+    if !two_way && reply {
         promote(packet, row);
     }
     Reason::Established
+}
+
+/// The flow, or null when it has not been heard of for too long.
+#[inline(always)]
+fn alive(flow: *mut Flow, protocol: u8, now: u32) -> *mut Flow {
+    // SAFETY: a row of an LRU table; see `established`.
+    if flow.is_null() || unsafe { is_over(&*flow, protocol, now) } {
+        return null_mut();
+    }
+    flow
+}
+
+/// Whether a flow, which may be null, was opened against `direction` and not answered yet.
+#[inline(always)]
+fn is_opening_of_other_side(flow: *mut Flow, direction: Direction) -> bool {
+    // SAFETY: a row of an LRU table; see `established`.
+    !flow.is_null()
+        && unsafe { (*flow).state } == FlowState::ONE_WAY
+        && initiator(flow) as u8 != direction as u8
 }
 
 /// Whether a flow has not been heard of for too long.
@@ -200,12 +224,6 @@ fn begin<F: Family>(
         flags: if from_node { Flow::NODE_ORIGIN } else { 0 },
         _pad: 0,
     };
-    if packet.signal.opens()
-        && let Some(old) = F::flows().get_ptr_mut(&packet.key)
-    {
-        reopen(old, &flow);
-        return passed;
-    }
     match F::new_flows().insert(&packet.key, flow, BPF_ANY as u64) {
         Ok(()) => passed,
         Err(_) => Reason::FlowTableError,
@@ -225,21 +243,6 @@ fn promote<F: Family>(packet: &Packet<F>, flow: &Flow) {
     }
 }
 
-/// An allowed SYN on a key that has a two-way entry. A live flow opened the same way is left as it
-/// is: the SYN may be a stray. Everything else begins anew, in place.
-#[inline(always)]
-fn reopen(old: *mut Flow, new: &Flow) {
-    // SAFETY: a row of an LRU table; see `established`.
-    unsafe {
-        if (*old).state == FlowState::TWO_WAY && (*old).initiator == new.initiator {
-            (*old).epoch = new.epoch;
-            (*old).last_seen = new.last_seen;
-        } else {
-            *old = *new;
-        }
-    }
-}
-
 /// Whether a flow of `key` is known and allowed now: what an ICMP error that quotes it needs.
 #[inline(always)]
 pub(crate) fn is_allowed<F: Family>(
@@ -247,23 +250,20 @@ pub(crate) fn is_allowed<F: Family>(
     key: &FlowKey<F::Address>,
     decision: &mut Decision,
 ) -> bool {
-    let flow = match F::flows().get_ptr_mut(key) {
-        Some(flow) => flow,
-        None => match F::new_flows().get_ptr_mut(key) {
-            Some(flow) => flow,
-            None => return false,
-        },
-    };
-    // SAFETY: a row of an LRU table; see `established`.
-    unsafe {
-        let timeout = config::flow_timeout(key.protocol, (*flow).state);
-        if is_expired(now(), (*flow).last_seen, timeout) {
-            return false;
-        }
-        if (*flow).epoch == subject.epoch {
-            return (*flow).state != FlowState::REVOKED;
-        }
-        (*flow).flags & Flow::NODE_ORIGIN != 0
-            || judge::<F>(subject, key, initiator(flow), decision)
+    let now = now();
+    let find = |flow: Option<*mut Flow>| alive(flow.unwrap_or(null_mut()), key.protocol, now);
+    // Where a connection was opened while an older one of the same key is still known, it is the newer.
+    let mut flow = find(F::new_flows().get_ptr_mut(key));
+    if flow.is_null() {
+        flow = find(F::flows().get_ptr_mut(key));
     }
+    if flow.is_null() {
+        return false;
+    }
+    // SAFETY: a row of an LRU table; see `established`.
+    let row = unsafe { &*flow };
+    if row.epoch == subject.epoch {
+        return row.state != FlowState::REVOKED;
+    }
+    row.flags & Flow::NODE_ORIGIN != 0 || judge::<F>(subject, key, initiator(flow), decision)
 }

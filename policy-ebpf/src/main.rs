@@ -1,7 +1,7 @@
 //! Portcullis's TC programs: `from_pod` and `to_pod`, one pair for all endpoints.
 //!
-//! Files in the order of a packet's path: `parse`, `endpoint`, `flow` (with `fragment` and `quoted`),
-//! `policy`, `event`; `judge` here strings them together, and `action` is the one place that turns a
+//! Files in the order of a packet's path: `parse`, `endpoint`, `hot`, `flow` (with `fragment` and
+//! `quoted`), `policy`, `event`; `judge` here strings them together, and `action` is the one place that turns a
 //! verdict into a TC action. Directions are the pod's: `from_pod` sees its egress, `to_pod` its ingress.
 //!
 //! The kernel offers the helpers used here to GPL-compatible programs, hence the object's licence.
@@ -24,6 +24,7 @@ mod event;
 mod family;
 mod flow;
 mod fragment;
+mod hot;
 mod maps;
 mod packet;
 mod parse;
@@ -117,26 +118,42 @@ fn unparsed(skb: &TcContext, endpoint: u32, direction: Direction, reason: Reason
     reason as u32
 }
 
-/// An IP packet. The fast and the slow path are functions of their own, called one after the other:
+/// An IP packet. What `hot` does not decide goes to functions of their own, called one after the other:
 /// the kernel allows 512 bytes of stack to all functions that are in each other's way.
 #[inline(always)]
 fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
-    let reason = judge_fast::<F, D>(skb.skb.skb, subject.row, subject.epoch);
+    let mut reason = hot::judge::<F, D>(skb, subject);
+    if reason == UNUSUAL {
+        reason = judge_unusual::<F, D>(skb.skb.skb, subject.row, subject.epoch);
+        if reason == ICMP_ERROR {
+            reason = judge_icmp_error::<F>(skb.skb.skb, subject.row);
+        }
+    }
     match reason {
-        UNDECIDED => judge_slowly::<F>(skb.skb.skb, subject.row),
+        NEW | KNOWN | UNDECIDED => {
+            judge_slowly::<F, D>(skb.skb.skb, subject.row, subject.epoch, reason)
+        }
         FOREIGN_SOURCE => judge_foreign_source::<F, D>(skb.skb.skb, subject.id),
         reason => reason,
     }
 }
 
-/// What [`judge_fast`] returns when it has filled [`Scratch`] for [`judge_slowly`]; no `Reason`.
-const UNDECIDED: u32 = 0x100;
-/// What [`judge_fast`] returns when the source is not the endpoint's own; no `Reason`.
-const FOREIGN_SOURCE: u32 = 0x101;
+/// `hot` understood the packet, and found no two-way flow; no `Reason`, like the others below.
+const NEW: u32 = 0x100;
+/// `hot` understood the packet, and its two-way flow needs a second look.
+const KNOWN: u32 = 0x101;
+/// The packet is not for `hot`.
+const UNUSUAL: u32 = 0x102;
+/// [`Scratch`] is filled for [`judge_slowly`].
+const UNDECIDED: u32 = 0x103;
+/// [`Scratch`] is filled with an ICMP error.
+const ICMP_ERROR: u32 = 0x104;
+/// The source is not the endpoint's own.
+const FOREIGN_SOURCE: u32 = 0x105;
 
-/// Parsing, and all that needs no more than one lookup.
+/// All of parsing, and what needs no more than one lookup.
 #[inline(never)]
-fn judge_fast<F: Family, const D: u8>(
+fn judge_unusual<F: Family, const D: u8>(
     skb: *mut __sk_buff,
     row: *const Endpoint,
     epoch: u32,
@@ -189,8 +206,7 @@ fn judge_fast<F: Family, const D: u8>(
         Some(scratch) => {
             scratch.epoch = subject.epoch;
             scratch.in_table = in_table as u8;
-            scratch.is_icmp_error = is_error as u8;
-            UNDECIDED
+            if is_error { ICMP_ERROR } else { UNDECIDED }
         }
         None => Reason::NoPolicy as u32,
     }
@@ -217,13 +233,49 @@ fn judge_foreign_source<F: Family, const D: u8>(skb: *mut __sk_buff, endpoint: u
     unparsed(skb, endpoint, direction::<D>(), Reason::SpoofedSource)
 }
 
-/// Everything past the fast path.
+/// An ICMP error, in [`Scratch`]: whether it belongs to an allowed flow, or has to be judged by itself.
 #[inline(never)]
-fn judge_slowly<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32 {
+fn judge_icmp_error<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32 {
     let Some(scratch) = scratch::memory::<Scratch<F>>() else {
         return Reason::NoPolicy as u32;
     };
     let subject = Subject::again(row, scratch.epoch);
+    let skb = TcContext::new(skb);
+    if quoted::find_flow_key(&skb, &subject, scratch)
+        && flow::is_allowed::<F>(&subject, &scratch.quoted, &mut scratch.decision)
+    {
+        if scratch.packet.fragment.is_first() {
+            fragment::remember(&scratch.packet);
+        }
+        return Reason::IcmpError as u32;
+    }
+    scratch.decision = Decision::NOT_ISOLATED;
+    UNDECIDED
+}
+
+/// Everything past the fast path; `seen` says who read the packet, and what is known of its flow.
+#[inline(always)]
+fn judge_slowly<F: Family, const D: u8>(
+    skb: *mut __sk_buff,
+    row: *const Endpoint,
+    epoch: u32,
+    seen: u32,
+) -> u32 {
+    let subject = Subject::again(row, epoch);
+    let filled = if seen == UNDECIDED {
+        scratch::memory::<Scratch<F>>()
+    } else {
+        let scratch = hot::fill::<F, D>(&TcContext::new(skb), &subject);
+        if let Some(scratch) = scratch {
+            scratch.in_table = (seen == KNOWN) as u8;
+            Some(scratch)
+        } else {
+            None
+        }
+    };
+    let Some(scratch) = filled else {
+        return Reason::NoPolicy as u32;
+    };
     let reason = slow_reason(skb, &subject, scratch);
     let Scratch {
         packet, decision, ..
@@ -252,9 +304,6 @@ fn slow_reason<F: Family>(
 ) -> Reason {
     if F::own_address(subject.row()) == Some(scratch.packet.key.remote) {
         return Reason::OwnAddress;
-    }
-    if scratch.is_icmp_error != 0 && icmp_error(skb, subject, scratch) != 0 {
-        return Reason::IcmpError;
     }
     let Scratch {
         packet, decision, ..
@@ -288,19 +337,6 @@ fn is_from_node(skb: *mut __sk_buff) -> bool {
         // is the stand-in of the kernel's test runs; every socket that someone opened has one.
         full.is_null() || (*full).type_ != 0
     }
-}
-
-/// Whether the ICMP error in `scratch` belongs to an allowed flow.
-#[inline(never)]
-fn icmp_error<F: Family>(skb: *mut __sk_buff, subject: &Subject, scratch: &mut Scratch<F>) -> u32 {
-    let skb = TcContext::new(skb);
-    if !quoted::find_flow_key(&skb, subject, scratch) {
-        return 0;
-    }
-    let allowed = flow::is_allowed::<F>(subject, &scratch.quoted, &mut scratch.decision);
-    // Where it is not, it is judged by itself, from the beginning.
-    scratch.decision = Decision::NOT_ISOLATED;
-    allowed as u32
 }
 
 /// A line for developers; the verifier removes it unless it was asked for at load.

@@ -2,11 +2,9 @@
 //! them with other sizes.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{
-    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
-};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use policy_common::address::{AddressV4, AddressV6, Identity};
+use policy_common::address::{AddressV4, AddressV6, Identity, IdentityBlock};
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::event::{Event, EventBudget};
 use policy_common::flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
@@ -18,9 +16,9 @@ use policy_common::verdict::Counter;
 /// Rows appear with policies and pods: most nodes need a fraction of the capacity.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
-/// Exact remote addresses of one family.
+/// Single remote addresses of one family, by blocks.
 pub(crate) type IdentityTable<A> =
-    HashMap<A, Identity, { map::IDENTITY_V4.capacity as usize }, ON_DEMAND>;
+    HashMap<A, IdentityBlock, { map::IDENTITY_V4.capacity as usize }, ON_DEMAND>;
 /// Prefixes of one family.
 pub(crate) type PrefixTable<A> = LpmTrie<A, Identity, { map::PREFIX_V4.capacity as usize }>;
 /// Flows of one family that were seen both ways.
@@ -54,7 +52,7 @@ tables! {
     PORTS, "ports": LpmTrie<PortData, RuleBits, { map::PORTS.capacity as usize }>;
     RULES, "rules": HashMap<RuleKey, RuleAction, { map::RULES.capacity as usize }, ON_DEMAND>;
     RULE_COUNTS, "rule_counts":
-        PerCpuHashMap<RuleKey, RuleCount, { map::RULE_COUNTS.capacity as usize }, ON_DEMAND>;
+        PerCpuArray<RuleCount, { map::RULE_COUNTS.capacity as usize }>;
     FLOWS_V4, "flows_v4": FlowTable<AddressV4>;
     FLOWS_V6, "flows_v6": FlowTable<AddressV6>;
     FLOWS_NEW_V4, "flows_new_v4": NewFlowTable<AddressV4>;

@@ -18,12 +18,13 @@ use policy_common::flow::{Signal, protocol};
 use policy_common::verdict::Reason;
 
 use crate::family::{Family, V4, V6};
+use crate::hot::PlainHeader;
 use crate::scratch;
 
 /// Offset of the network header.
 pub(crate) const NETWORK_OFFSET: usize = EthHdr::LEN;
 /// Offset of the flags byte in a TCP header.
-const TCP_FLAGS: usize = 13;
+pub(crate) const TCP_FLAGS: usize = 13;
 /// IPv6 extension headers walked before the packet counts as malformed.
 const MAX_EXTENSIONS: usize = 8;
 
@@ -121,14 +122,14 @@ pub(crate) fn bytes<const N: usize>(skb: &TcContext, offset: usize) -> Option<*c
 
 /// The byte at `offset` from a pointer that [`bytes`] gave.
 #[inline(always)]
-fn byte(start: *const u8, offset: usize) -> u8 {
+pub(crate) fn byte(start: *const u8, offset: usize) -> u8 {
     // SAFETY: the callers stay within the length that they asked `bytes` for.
     unsafe { *start.add(offset) }
 }
 
 /// The big-endian 16 bits at `offset`.
 #[inline(always)]
-fn be16(start: *const u8, offset: usize) -> u16 {
+pub(crate) fn be16(start: *const u8, offset: usize) -> u16 {
     // SAFETY: within the length asked for. The kernel permits unaligned packet reads on the
     // architectures we support, and one load is cheaper than two and a shift.
     u16::from_be(unsafe { *start.add(offset).cast::<u16>() })
@@ -136,7 +137,7 @@ fn be16(start: *const u8, offset: usize) -> u16 {
 
 /// An address at `offset`.
 #[inline(always)]
-fn address<A: Copy>(start: *const u8, offset: usize) -> A {
+pub(crate) fn address<A: Copy>(start: *const u8, offset: usize) -> A {
     // SAFETY: within the length asked for; alignment as in `be16`.
     unsafe { *start.add(offset).cast::<A>() }
 }
@@ -214,6 +215,21 @@ pub(crate) fn ipv4_header(skb: &TcContext, offset: usize) -> Result<Network<V4>,
     })
 }
 
+/// An IPv4 header without options, of a whole datagram, for [`crate::hot`].
+#[inline(always)]
+pub(crate) fn plain_ipv4(header: *const u8) -> Option<PlainHeader<V4>> {
+    let fragment = Fragment::from_field(be16(header, offset_of!(Ipv4Hdr, frags)));
+    if byte(header, offset_of!(Ipv4Hdr, vihl)) != 0x45 || fragment != Fragment::WHOLE {
+        return None;
+    }
+    Some(PlainHeader {
+        saddr: address(header, offset_of!(Ipv4Hdr, src_addr)),
+        daddr: address(header, offset_of!(Ipv4Hdr, dst_addr)),
+        protocol: byte(header, offset_of!(Ipv4Hdr, proto)),
+        len: be16(header, offset_of!(Ipv4Hdr, tot_len)) as usize,
+    })
+}
+
 /// Whether IPv4 options hold a source route (types 131 and 137), which would hide the true
 /// destination. Options that cannot be parsed count as one.
 #[inline(never)]
@@ -280,6 +296,20 @@ pub(crate) fn ipv6_header(skb: &TcContext, offset: usize) -> Result<Network<V6>,
         identification: 0,
         l4: offset + LEN,
         end: offset + LEN + payload,
+    })
+}
+
+/// An IPv6 header, for [`crate::hot`]; its protocol may be the number of an extension header.
+#[inline(always)]
+pub(crate) fn plain_ipv6(header: *const u8) -> Option<PlainHeader<V6>> {
+    if byte(header, 0) >> 4 != 6 {
+        return None;
+    }
+    Some(PlainHeader {
+        saddr: address(header, offset_of!(Ipv6Hdr, src_addr)),
+        daddr: address(header, offset_of!(Ipv6Hdr, dst_addr)),
+        protocol: byte(header, offset_of!(Ipv6Hdr, next_hdr)),
+        len: be16(header, offset_of!(Ipv6Hdr, payload_len)) as usize + size_of::<Ipv6Hdr>(),
     })
 }
 

@@ -65,19 +65,23 @@ impl Decision {
 
 /// Judges a flow of `key` that is opened towards `port`, by the rule list that begins at page
 /// `policy`, and writes the outcome to `decision`, which begins as `Decision::NOT_ISOLATED`.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn classify<F: Family>(
     policy: u32,
     key: &FlowKey<F::Address>,
     port: u16,
     decision: &mut Decision,
-) -> u32 {
+) {
     decision.policy = policy;
     decision.outcome = Decision::INCOMPLETE;
+    let (block, place) = F::block(key.remote);
     // SAFETY: the value is read at once.
-    if let Some(found) = unsafe { F::identities().get(&key.remote) } {
-        decision.identity = found.id;
-        decision.known_by = Decision::LOOKED_UP;
+    if let Some(block) = unsafe { F::identities().get(&block) } {
+        let id = block.ids[place];
+        if id != 0 {
+            decision.identity = id;
+            decision.known_by = Decision::LOOKED_UP;
+        }
     }
     let mut page = policy;
     // Each page once, and one of them again after an admin rule that passes on.
@@ -88,7 +92,6 @@ pub(crate) fn classify<F: Family>(
         }
     }
     // More pages than the format has: tables are wrong, and INCOMPLETE stands.
-    0
 }
 
 /// One page's part in [`classify`]: returns the page to go on with, or 0 when `decision` is made.
@@ -122,7 +125,7 @@ fn classify_page<F: Family>(
     };
     let hit = match_page(page, header, decision.identity, key.protocol, port, from);
     if hit != NO_RULE {
-        count(page, hit);
+        count(header, hit);
         let act = act(page, header, hit, decision.isolated != 0);
         if act == Act::PASS {
             decision.past_admin = 1;
@@ -176,8 +179,10 @@ fn act(page: u32, header: &PolicyHeader, rule: u32, isolated: bool) -> u32 {
 }
 
 #[inline(always)]
-fn count(page: u32, rule: u32) {
-    if let Some(row) = RULE_COUNTS.get_ptr_mut(RuleKey { policy: page, rule }) {
+fn count(header: &PolicyHeader, rule: u32) {
+    if header.first_count != 0
+        && let Some(row) = RULE_COUNTS.get_ptr_mut(header.first_count + rule)
+    {
         // SAFETY: a row of this CPU's own.
         unsafe { (*row).verdicts += 1 };
     }
@@ -226,11 +231,11 @@ fn match_page(
         };
         ports
     };
-    first_match(peers, ports, from)
+    policy::first_match(peers, ports, from, common_words).unwrap_or(NO_RULE)
 }
 
-/// [`policy::first_match`] as a function of its own: its words need registers that the caller has not.
+/// [`policy::common_words`] as a function of its own: it needs registers that the caller has not.
 #[inline(never)]
-fn first_match(peers: &RuleBits, ports: &RuleBits, from: u32) -> u32 {
-    policy::first_match(peers, ports, from).unwrap_or(NO_RULE)
+fn common_words(peers: &RuleBits, ports: &RuleBits) -> u64 {
+    policy::common_words(peers, ports)
 }

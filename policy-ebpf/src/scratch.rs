@@ -50,8 +50,6 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) quoted: FlowKey<F::Address>,
     /// Whether the fast path found the flow in the table of two-way flows.
     pub(crate) in_table: u8,
-    /// Whether the packet is an ICMP error.
-    pub(crate) is_icmp_error: u8,
 }
 
 impl<F: Family> Scratch<F> {

@@ -176,8 +176,9 @@ impl World<'_> {
             self.cluster.apply(change.clone());
         }
         let plan = self.compiler.apply(changes);
-        self.machine.apply(&plan.ops).unwrap();
-        for op in &plan.ops {
+        let ops: Vec<Op> = plan.into_ops().collect();
+        self.machine.apply(&ops).unwrap();
+        for op in &ops {
             self.tables.apply(op);
         }
     }

@@ -10,6 +10,8 @@
 #[path = "packet_table/world.rs"]
 mod world;
 
+#[path = "packet_table/counts.rs"]
+mod counts;
 #[path = "packet_table/flows.rs"]
 mod flows;
 #[path = "packet_table/fragments.rs"]

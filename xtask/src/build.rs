@@ -7,8 +7,8 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::layout::Layout;
-use crate::run;
 use crate::setup::{self, Compiler};
+use crate::{btf, run};
 
 /// The programs that operators run.
 pub(crate) const PROGRAMS: [&str; 2] = ["policy-agent", "policyctl"];
@@ -108,6 +108,7 @@ pub(crate) fn bpf_cargo(
     more_flags: &[&str],
 ) -> Command {
     let architecture = format!("bpf_target_arch=\"{}\"", env::consts::ARCH);
+    let remapped = remapped(layout);
     let flags: Vec<&str> = [
         "-Clinker=bpf-linker",
         "-Cdebuginfo=2",
@@ -116,6 +117,7 @@ pub(crate) fn bpf_cargo(
         &architecture,
     ]
     .into_iter()
+    .chain(remapped.iter().map(String::as_str))
     .chain(more_flags.iter().copied())
     .collect();
     let mut cargo = layout.cargo();
@@ -129,9 +131,26 @@ pub(crate) fn bpf_cargo(
     cargo
 }
 
-/// Copies a file if it differs, so that what embeds it is not rebuilt for nothing. Returns its size.
+/// Compiler flags that keep this machine's paths out of what is built. The last that fits counts.
+pub(crate) fn remapped(layout: &Layout) -> Vec<String> {
+    let registry = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(env::home_dir()?.join(".cargo")));
+    [
+        registry.map(|path| (path, "/cargo")),
+        Some((layout.root.clone(), "/portcullis")),
+        Some((layout.target.clone(), "/target")),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display()))
+    .collect()
+}
+
+/// Copies an object if it differs, so that what embeds it is not rebuilt for nothing. Returns its size.
 fn put(from: &Path, to: &Path) -> Result<usize> {
-    let new = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    let mut new = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    btf::sort_forward_declarations(&mut new).with_context(|| from.display().to_string())?;
     if fs::read(to).ok().as_ref() != Some(&new) {
         fs::write(to, &new).with_context(|| format!("write {}", to.display()))?;
     }

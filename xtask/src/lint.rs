@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: formatting, clippy, the compiler's dependencies, and the tidiness of files.
+//! `cargo xtask lint`: formatting, clippy, the compiler's dependencies, stale manifests, and the tidiness
+//! of files.
 
 use std::fs;
 use std::process::Command;
@@ -7,8 +8,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::build::{self, Built};
 use crate::layout::Layout;
-use crate::run;
 use crate::setup::Compiler;
+use crate::{manifests, run};
 
 /// What the compiler may never depend on: it is pure.
 const IMPURE: [&str; 4] = ["kube", "aya", "tokio", "aya-obj"];
@@ -28,6 +29,7 @@ pub(crate) fn check(layout: &Layout, built: Option<&Built>) -> Result<()> {
     }
     run::open(&mut clippy)?;
     purity(layout)?;
+    manifests::check(layout)?;
     hygiene(layout)
 }
 

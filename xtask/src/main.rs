@@ -1,14 +1,18 @@
 //! The one entry point for developers: `cargo xtask <subcommand>`, a file per subcommand.
 
+mod btf;
 mod build;
+mod image;
 mod kernel;
 mod layout;
 mod lint;
+mod manifests;
 mod programs;
 mod run;
 mod setup;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -46,6 +50,24 @@ enum Command {
     },
     /// Formatting, clippy, the compiler's dependencies, and the tidiness of files
     Lint,
+    /// Write manifests/, what operators apply
+    Manifests {
+        /// Write nothing, and fail when a file is stale
+        #[arg(long)]
+        check: bool,
+    },
+    /// A container image of static programs, as an archive for ctr, docker and podman (x86-64 only)
+    Image {
+        /// Where the archive goes [default: image/portcullis-vVERSION.tar below the target directory]
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Write the image's files below this directory too
+        #[arg(long, value_name = "DIR")]
+        rootfs: Option<PathBuf>,
+        /// Build it again in another place, and fail when a byte differs
+        #[arg(long)]
+        verify: bool,
+    },
     /// Lints and all tests; with --kernel, packet tables and smoke test on other kernels instead
     Test {
         /// Kernels to boot: 5.10, 6.1, 6.12, newest, all (repeat it, or separate by commas)
@@ -81,6 +103,20 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             build::run(&layout, profile).map(drop)
         }
         Command::Lint => lint::run(&layout),
+        Command::Manifests { check: true } => manifests::check(&layout),
+        Command::Manifests { check: false } => manifests::run(&layout),
+        Command::Image {
+            output,
+            rootfs,
+            verify,
+        } => image::run(
+            &layout,
+            &image::Options {
+                output,
+                rootfs,
+                verify,
+            },
+        ),
         Command::Test { kernel, filter } if kernel.is_empty() => {
             test::run(&layout, filter.as_deref())
         }

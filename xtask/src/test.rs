@@ -1,6 +1,7 @@
 //! `cargo xtask test`: lints, unit and property tests, then the tests on this machine's kernel.
 
 use std::env;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -25,6 +26,11 @@ pub(crate) fn run(layout: &Layout, filter: Option<&str>) -> Result<()> {
     setup::for_tests()?;
     let built = build::run(layout, Profile::Debug)?;
 
+    if let Some(filter) = filter
+        && !any_matches(layout, &built, filter)?
+    {
+        bail!("no test has {filter:?} in its name (`cargo test -- --list` shows the names)");
+    }
     let mut summary = Summary::default();
     if filter.is_none() {
         summary.step("lints", || lint::check(layout, Some(&built)));
@@ -36,12 +42,16 @@ pub(crate) fn run(layout: &Layout, filter: Option<&str>) -> Result<()> {
         tests(layout, &built, &UNIT, filter)
     });
     summary.step("tests on this kernel", || {
-        tests(layout, &built, &["portcullis-tests"], filter)
+        tests(layout, &built, &KERNEL, filter)
     });
     summary.finish()
 }
 
-fn tests(layout: &Layout, built: &Built, crates: &[&str], filter: Option<&str>) -> Result<()> {
+/// Crates whose tests want this kernel.
+const KERNEL: [&str; 1] = ["portcullis-tests"];
+
+/// `cargo test` for some crates.
+fn cargo_test(layout: &Layout, built: &Built, crates: &[&str], filter: Option<&str>) -> Command {
     let mut cargo = layout.cargo();
     cargo.args(["test", "--no-fail-fast"]);
     for name in crates {
@@ -49,6 +59,19 @@ fn tests(layout: &Layout, built: &Built, crates: &[&str], filter: Option<&str>) 
     }
     cargo.args(filter);
     built.tell(&mut cargo);
+    cargo
+}
+
+/// Whether the filter leaves any test: a run of none would count as passed.
+fn any_matches(layout: &Layout, built: &Built, filter: &str) -> Result<bool> {
+    let crates = [&UNIT[..], &KERNEL[..]].concat();
+    let mut cargo = cargo_test(layout, built, &crates, Some(filter));
+    let names = run::output(cargo.args(["--", "--list"]))?;
+    Ok(names.lines().any(|line| line.ends_with(": test")))
+}
+
+fn tests(layout: &Layout, built: &Built, crates: &[&str], filter: Option<&str>) -> Result<()> {
+    let mut cargo = cargo_test(layout, built, crates, filter);
     if env::var_os("PORTCULLIS_CONFORMANCE").is_none() {
         let given = layout.root.join("../shared/conformance");
         if given.is_dir() {

@@ -1,8 +1,8 @@
 //! The compiler: from a batch of changes to an ordered plan.
 //!
 //! Order of a plan: rows of new pages and for new identities -> prefixes and addresses -> endpoints
-//! switch their policy ids -> epochs -> addresses that had to wait -> identities shrink -> grace
-//! period -> stale rows go. Old atoms stay registered until the endpoints have left the old pages, so
+//! switch their policy ids -> epochs -> addresses that had to wait, after a grace period. Then, with the
+//! new state in force: grace period -> identities shrink -> grace period -> stale rows go. Old atoms stay registered until the endpoints have left the old pages, so
 //! that an identity always answers for old and new lists alike.
 //!
 //! A batch may both relabel a pod and change the lists of those it talks to. Its address then goes
@@ -16,9 +16,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use policy_common::address::Identity;
 use policy_common::endpoint::Endpoint;
-use policy_common::policy::{PeerKey, RuleBits, RuleKey};
+use policy_common::policy::{PeerKey, RuleBits};
 use policy_common::verdict::Direction;
 
+use crate::addresses::Addresses;
 use crate::atom::{Atom, AtomId, Atoms, Matcher};
 use crate::garbage::Targets;
 use crate::identity::{Identities, Numbers};
@@ -27,6 +28,7 @@ use crate::model::{Change, LocalEndpoint, ObjectName};
 use crate::op::Op;
 use crate::page::{self, DENY_ALL, Page};
 use crate::prefix::{AtomSet, PrefixChange, Prefixes};
+use crate::range::Ranges;
 use crate::rules::{self, RuleList};
 use crate::slot::Slots;
 use crate::store::{Dirty, PortName, Store};
@@ -34,8 +36,11 @@ use crate::store::{Dirty, PortName, Store};
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The operations.
+    /// The operations that bring the new state into force.
     pub ops: Vec<Op>,
+    /// The operations that then remove what nobody uses any more. They change no verdict, and wait for
+    /// grace periods, each of which takes the kernel some milliseconds.
+    pub stale: Vec<Op>,
     /// Counts the plans of this compiler.
     pub revision: u64,
 }
@@ -81,6 +86,13 @@ pub(crate) struct Move {
 /// identity of the longest prefix, which then shows through.
 pub(crate) type Transition = (u32, u32, u32);
 
+impl Plan {
+    /// All operations, in order.
+    pub fn into_ops(self) -> impl Iterator<Item = Op> {
+        self.ops.into_iter().chain(self.stale)
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Compiler {
@@ -89,13 +101,13 @@ pub struct Compiler {
     pub(crate) atoms: Atoms,
     pub(crate) prefixes: Prefixes,
     pub(crate) identities: Identities,
-    pub(crate) address_ids: BTreeMap<IpAddr, u32>,
+    pub(crate) addresses: Addresses,
     pub(crate) prefix_ids: BTreeMap<IpNet, u32>,
     pub(crate) lists: HashMap<Arc<RuleList>, ListRecord>,
     pub(crate) pages: BTreeMap<u32, Page>,
     pub(crate) page_numbers: Numbers,
     pub(crate) port_rows: usize,
-    pub(crate) rule_rows: usize,
+    pub(crate) count_rows: Ranges,
     pub(crate) peer_rows: usize,
     pub(crate) records: BTreeMap<u32, EndpointRecord>,
     pub(crate) slots: Slots,
@@ -103,6 +115,8 @@ pub struct Compiler {
     pub(crate) starved: BTreeMap<u32, Vec<Problem>>,
     /// Addresses that found no room.
     pub(crate) unplaced: BTreeSet<IpAddr>,
+    /// Rows of `peers` that found no room, by page and identity.
+    pub(crate) unplaced_peers: BTreeSet<(u32, u32)>,
     revision: u64,
 }
 
@@ -130,18 +144,19 @@ impl Compiler {
             atoms: Atoms::default(),
             prefixes: Prefixes::default(),
             identities: Identities::default(),
-            address_ids: BTreeMap::new(),
+            addresses: Addresses::new([limits.identity_v4, limits.identity_v6]),
             prefix_ids: BTreeMap::new(),
             lists: HashMap::new(),
             pages: BTreeMap::new(),
             page_numbers: Numbers::starting_at(page::FIRST),
             port_rows: 0,
-            rule_rows: 0,
+            count_rows: Ranges::new(1, limits.rule_counts),
             peer_rows: 0,
             records: BTreeMap::new(),
             slots: Slots::default(),
             starved: BTreeMap::new(),
             unplaced: BTreeSet::new(),
+            unplaced_peers: BTreeSet::new(),
             revision: 0,
         }
     }
@@ -179,9 +194,12 @@ impl Compiler {
         self.switch_endpoints(targets, &gone, &mut draft);
         self.revoke(&mut draft);
         self.finish_moves(&moves, &transitional, &mut draft);
+        let ops = std::mem::take(&mut draft.ops);
         self.collect_garbage(&transitional, &mut draft);
+        self.place_peers(&mut draft);
         Plan {
-            ops: draft.ops,
+            ops,
+            stale: draft.ops,
             revision: self.revision,
         }
     }
@@ -270,7 +288,7 @@ impl Compiler {
     }
 
     /// The table that has no room for a new list.
-    fn table_that_is_full(&self, list: &RuleList) -> Option<&'static str> {
+    pub(crate) fn table_that_is_full(&self, list: &RuleList) -> Option<&'static str> {
         let cost = page::cost(list);
         let nets = |v6: bool| {
             let blocks = list
@@ -297,8 +315,6 @@ impl Compiler {
             Some("policies")
         } else if !fits(self.port_rows + cost.ports, self.limits.ports) {
             Some("ports")
-        } else if !fits(self.rule_rows + cost.rules, self.limits.rule_counts) {
-            Some("rule_counts")
         } else if !fits(self.peer_rows + cost.pages, self.limits.peers) {
             Some("peers")
         } else if !fits(nets(false), self.limits.prefix_v4) {
@@ -330,7 +346,7 @@ impl Compiler {
             .collect();
         for (number, id) in ids.iter().enumerate() {
             let next = ids.get(number + 1).copied().unwrap_or(0);
-            let page = Page::new(list, number, *id, next, &self.atoms);
+            let mut page = Page::new(list, number, *id, next, &self.atoms);
             for atom in page.atoms.keys() {
                 if let Some(record) = self.atoms.get_mut(*atom) {
                     record.pages.insert(*id);
@@ -342,13 +358,14 @@ impl Compiler {
                     bits: Box::new(*bits),
                 });
             }
-            for rule in 0..u32::from(page.header.rules) {
-                draft.ops.push(Op::PutRuleCount {
-                    key: RuleKey { policy: *id, rule },
-                });
+            let rows = u32::from(page.header.rules);
+            if rows > 0
+                && let Some(first) = self.count_rows.allocate(rows)
+            {
+                page.header.first_count = first;
+                draft.ops.push(Op::ClearRuleCounts { first, rows });
             }
             self.port_rows += page.ports.len();
-            self.rule_rows += usize::from(page.header.rules);
             let (header, anyone) = (page.header, page.anyone);
             self.pages.insert(*id, page);
             if !anyone.is_empty() {
@@ -366,7 +383,8 @@ impl Compiler {
         );
     }
 
-    /// Puts a row of `peers`.
+    /// Puts a row of `peers`. Where there is no room for it, the identity counts as one that no rule of
+    /// the page names, until there is.
     pub(crate) fn put_peer(
         &mut self,
         policy: u32,
@@ -374,15 +392,38 @@ impl Compiler {
         bits: RuleBits,
         ops: &mut Vec<Op>,
     ) {
-        if let Some(page) = self.pages.get_mut(&policy)
-            && page.peer_rows.insert(identity)
-        {
+        let is_full = self.peer_rows >= self.limits.peers as usize;
+        let Some(page) = self.pages.get_mut(&policy) else {
+            return;
+        };
+        if !page.peer_rows.contains(&identity) {
+            if is_full {
+                self.unplaced_peers.insert((policy, identity));
+                return;
+            }
+            page.peer_rows.insert(identity);
             self.peer_rows += 1;
         }
+        self.unplaced_peers.remove(&(policy, identity));
         ops.push(Op::PutPeer {
             key: PeerKey { policy, identity },
             bits: Box::new(bits),
         });
+    }
+
+    /// Puts the rows of `peers` for which there is room by now, and has their flows judged again.
+    fn place_peers(&mut self, draft: &mut Draft) {
+        let mut placed = BTreeSet::new();
+        for (page, identity) in self.unplaced_peers.clone() {
+            if self.peer_rows >= self.limits.peers as usize {
+                break;
+            }
+            self.unplaced_peers.remove(&(page, identity));
+            self.put_row(page, identity, &mut draft.ops);
+            placed.insert(page);
+        }
+        draft.revoked = self.users_of(&placed);
+        self.revoke(draft);
     }
 
     /// Finds the new identity of every dirty address, and emits what must be there before any of them
@@ -427,7 +468,7 @@ impl Compiler {
             }
             let set: AtomSet = atoms.into();
             let new = self.identities.intern(&set, &mut self.atoms);
-            let old = self.address_ids.get(address).copied().unwrap_or(0);
+            let old = self.addresses.identity(address);
             if old != new {
                 moves.push(Move {
                     address: *address,
@@ -521,19 +562,18 @@ impl Compiler {
 
     /// Gives an address an identity; 0 removes its row.
     pub(crate) fn put_address(&mut self, address: IpAddr, old: u32, new: u32, ops: &mut Vec<Op>) {
-        if old == 0 && new != 0 && !self.has_room_for(address) {
+        if new != 0 && !self.addresses.set(address, new) {
             self.unplaced.insert(address);
             return;
         }
         if new == 0 {
             ops.push(Op::DeleteAddress { address });
-            self.address_ids.remove(&address);
+            self.addresses.remove(address);
         } else {
             ops.push(Op::PutAddress {
                 address,
                 identity: Identity { id: new },
             });
-            self.address_ids.insert(address, new);
         }
         if let Some(record) = self.identities.get_mut(old) {
             record.addresses.remove(&address);
@@ -541,22 +581,6 @@ impl Compiler {
         if let Some(record) = self.identities.get_mut(new) {
             record.addresses.insert(address);
         }
-    }
-
-    fn has_room_for(&self, address: IpAddr) -> bool {
-        let limit = if address.is_ipv4() {
-            self.limits.identity_v4
-        } else {
-            self.limits.identity_v6
-        };
-        // Counting one family is worth it only when both together might be too many.
-        self.address_ids.len() < limit as usize
-            || self
-                .address_ids
-                .keys()
-                .filter(|other| other.is_ipv4() == address.is_ipv4())
-                .count()
-                < limit as usize
     }
 
     /// Atoms that an address shows to pages: of its own row, else of its longest prefix.

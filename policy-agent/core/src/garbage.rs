@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use policy_common::address::{AddressV4, AddressV6};
 use policy_common::endpoint::Endpoint;
-use policy_common::policy::{PeerKey, RuleKey};
+use policy_common::policy::PeerKey;
+use policy_common::verdict::Direction;
 
 use crate::compiler::{Compiler, Draft, EndpointRecord, Judge, Move, Transition};
+use crate::limits::Problem;
 use crate::model::LocalEndpoint;
 use crate::op::Op;
 use crate::rules::RuleList;
@@ -71,6 +73,10 @@ impl Compiler {
             }
         }
         for list in joined {
+            if let Some(table) = self.table_that_is_full(&list) {
+                self.keep_out(&list, table, targets);
+                continue;
+            }
             let Some(record) = self.lists.remove(&list) else {
                 continue;
             };
@@ -85,6 +91,36 @@ impl Compiler {
             draft.orphans.extend(record.pages);
             if let Some(renewed) = self.lists.get_mut(&list) {
                 renewed.users = record.users;
+            }
+        }
+    }
+
+    /// Keeps those who would join a list for which there is no second set of pages on what judged them
+    /// before; with the next plan they may join.
+    fn keep_out(&mut self, list: &Arc<RuleList>, table: &'static str, targets: &mut Targets) {
+        for (ifindex, (judges, _)) in targets {
+            for direction in Direction::ALL {
+                let judge = &mut judges[direction as usize];
+                let former = self.records.get(ifindex);
+                let former = former.map(|record| record.judges[direction as usize].clone());
+                if !matches!(judge, Judge::List(wanted) if wanted == list)
+                    || former.as_ref() == Some(judge)
+                {
+                    continue;
+                }
+                let Some(endpoint) = self.store.endpoint(*ifindex) else {
+                    continue;
+                };
+                self.starved
+                    .entry(*ifindex)
+                    .or_default()
+                    .push(Problem::TableFull {
+                        pod: endpoint.pod.clone(),
+                        direction,
+                        table,
+                        kept: former.is_some(),
+                    });
+                *judge = former.unwrap_or(Judge::DenyAll);
             }
         }
     }
@@ -153,7 +189,7 @@ impl Compiler {
         draft: &mut Draft,
     ) {
         let Some(id) = self.slots.allocate() else {
-            let problem = crate::Problem::NoEndpointId {
+            let problem = Problem::NoEndpointId {
                 ifindex,
                 pod: endpoint.pod.clone(),
             };
@@ -218,6 +254,11 @@ impl Compiler {
         transitional: &BTreeMap<Transition, u32>,
         draft: &mut Draft,
     ) {
+        if transitional.is_empty() {
+            return;
+        }
+        // A packet that is still on a page being left must not see the address's own identity there.
+        draft.ops.push(Op::Barrier);
         let mut touched = BTreeSet::new();
         for step in moves {
             if let Some(through) = transitional.get(&self.transition(step)) {
@@ -231,7 +272,8 @@ impl Compiler {
     }
 
     /// Removes what no endpoint uses: lists, atoms, identities, and their rows. Nothing of it changes a
-    /// verdict, but a packet that is on its way may still look at the rows: hence the barrier.
+    /// verdict, but a packet on its way may still be on a page that was left, and may have read an
+    /// identity that goes: hence the barriers.
     pub(crate) fn collect_garbage(
         &mut self,
         transitional: &BTreeMap<Transition, u32>,
@@ -249,6 +291,7 @@ impl Compiler {
                 .is_some_and(|record| record.pages.is_empty())
         });
         if !dead_atoms.is_empty() {
+            draft.ops.push(Op::Barrier);
             self.shrink_identities(&dead_atoms, &mut draft.ops);
         }
         for id in transitional.values() {
@@ -299,15 +342,14 @@ impl Compiler {
         };
         stale.push(Op::DeletePolicy { id });
         self.port_rows -= page.ports.len();
-        self.rule_rows -= usize::from(page.header.rules);
+        if page.header.first_count != 0 {
+            let rows = u32::from(page.header.rules);
+            self.count_rows.release(page.header.first_count, rows);
+        }
         self.peer_rows -= page.peer_rows.len();
+        self.unplaced_peers.retain(|(page, _)| *page != id);
         for (key, _) in page.ports {
             stale.push(Op::DeletePort { key });
-        }
-        for rule in 0..u32::from(page.header.rules) {
-            stale.push(Op::DeleteRuleCount {
-                key: RuleKey { policy: id, rule },
-            });
         }
         for identity in page.peer_rows {
             stale.push(Op::DeletePeer {
@@ -364,6 +406,8 @@ impl Compiler {
     }
 
     fn drop_rows_of(&mut self, identity: u32, stale: &mut Vec<Op>) {
+        self.unplaced_peers
+            .retain(|(_, unplaced)| *unplaced != identity);
         for (policy, page) in &mut self.pages {
             if page.peer_rows.remove(&identity) {
                 self.peer_rows -= 1;

@@ -13,6 +13,7 @@
 //! Invariant of a [`Plan`]: after each of its operations, every verdict is either the one from before
 //! the plan or the one from after it.
 
+mod addresses;
 mod atom;
 mod compiler;
 mod garbage;
@@ -23,6 +24,7 @@ pub mod op;
 pub mod oracle;
 mod page;
 mod prefix;
+mod range;
 mod rules;
 mod slot;
 mod store;
@@ -32,4 +34,6 @@ mod view;
 
 pub use compiler::{Compiler, Plan};
 pub use limits::{Limits, Problem};
-pub use view::{DirectionView, EndpointView, Explanation, IdentityView, PolicyStatus, PolicyView};
+pub use view::{
+    DirectionView, EndpointView, Explanation, IdentityView, PolicyCounts, PolicyStatus, PolicyView,
+};

@@ -18,11 +18,11 @@ pub struct Limits {
     pub peers: u32,
     /// Rows of `ports`.
     pub ports: u32,
-    /// Rows of `rule_counts`.
+    /// Rows of `rule_counts`, the first of which is not used.
     pub rule_counts: u32,
-    /// Rows of `identity_v4`.
+    /// Rows of `identity_v4`, each for a block of neighbouring addresses.
     pub identity_v4: u32,
-    /// Rows of `identity_v6`.
+    /// Rows of `identity_v6`, likewise.
     pub identity_v6: u32,
     /// Rows of `prefix_v4`.
     pub prefix_v4: u32,
@@ -77,13 +77,21 @@ pub enum Problem {
         /// Whether the pod's former rules stay in force.
         kept: bool,
     },
-    /// Rows that no rule list can be blamed for do not fit.
-    #[error("table {table} is too small: {rows} rows are needed")]
+    /// Rows that no rule list can be blamed for do not fit; their addresses count as strangers'.
+    #[error(
+        "table {table} is too small: {rows} rows are needed; what has no row is denied where rules allow only          who they name (raise its size with PORTCULLIS_TABLE_SIZES={table}=N)"
+    )]
     TableTooSmall {
         /// Name of the table.
         table: &'static str,
         /// Rows needed, for a moment at least.
         rows: usize,
+    },
+    /// Rules are enforced and not counted.
+    #[error("table rule_counts is too small: {rules} rules are enforced, but not counted")]
+    NotCounted {
+        /// How many.
+        rules: usize,
     },
     /// Two live pods have one address; the newer one owns it.
     #[error("address {address} is claimed by pods {owner} and {loser}; it counts as {owner}'s")]

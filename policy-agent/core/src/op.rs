@@ -62,24 +62,21 @@ pub enum Op {
         /// Page and rule.
         key: RuleKey,
     },
-    /// Makes a row of `rule_counts` that starts at zero, unless it is there.
-    PutRuleCount {
-        /// Page and rule.
-        key: RuleKey,
+    /// Sets rows of `rule_counts` to zero, before a page begins to count there.
+    ClearRuleCounts {
+        /// The first row.
+        first: u32,
+        /// How many.
+        rows: u32,
     },
-    /// Removes a row of `rule_counts`.
-    DeleteRuleCount {
-        /// Page and rule.
-        key: RuleKey,
-    },
-    /// `identity_v4/6[address] = identity`; atomic for a packet.
+    /// The address's place in its block of `identity_v4/6` becomes `identity`; atomic for a packet.
     PutAddress {
         /// The remote address.
         address: IpAddr,
-        /// Its identity; may be 0 to shadow a covering prefix.
+        /// Its identity, not 0.
         identity: Identity,
     },
-    /// Removes a row of `identity_v4/6`.
+    /// Empties the address's place in `identity_v4/6`, and removes a row with nothing left in it.
     DeleteAddress {
         /// The remote address.
         address: IpAddr,
@@ -112,4 +109,49 @@ pub enum Op {
     /// Wait until every packet that began before has left the programs (an RCU grace period): rows
     /// that only such a packet could still look up may go afterwards.
     Barrier,
+}
+
+impl Op {
+    /// Every word of [`Op::kind`].
+    pub const KINDS: [&str; 16] = [
+        "put_policy",
+        "delete_policy",
+        "put_peer",
+        "delete_peer",
+        "put_port",
+        "delete_port",
+        "put_rule",
+        "delete_rule",
+        "clear_rule_counts",
+        "put_address",
+        "delete_address",
+        "put_prefix",
+        "delete_prefix",
+        "put_endpoint",
+        "delete_endpoint",
+        "barrier",
+    ];
+
+    /// What it does, in a word for metrics.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::PutPolicy { .. } => "put_policy",
+            Self::DeletePolicy { .. } => "delete_policy",
+            Self::PutPeer { .. } => "put_peer",
+            Self::DeletePeer { .. } => "delete_peer",
+            Self::PutPort { .. } => "put_port",
+            Self::DeletePort { .. } => "delete_port",
+            Self::PutRule { .. } => "put_rule",
+            Self::DeleteRule { .. } => "delete_rule",
+            Self::ClearRuleCounts { .. } => "clear_rule_counts",
+            Self::PutAddress { .. } => "put_address",
+            Self::DeleteAddress { .. } => "delete_address",
+            Self::PutPrefix { .. } => "put_prefix",
+            Self::DeletePrefix { .. } => "delete_prefix",
+            Self::PutEndpoint { .. } => "put_endpoint",
+            Self::DeleteEndpoint { .. } => "delete_endpoint",
+            Self::Barrier => "barrier",
+        }
+    }
 }

@@ -26,6 +26,7 @@ pub(crate) const fn deny_all_header() -> PolicyHeader {
         baseline_start: 0,
         rules: 0,
         _pad: 0,
+        first_count: 0,
     }
 }
 
@@ -50,7 +51,6 @@ pub(crate) struct Page {
 pub(crate) struct Cost {
     pub(crate) pages: usize,
     pub(crate) ports: usize,
-    pub(crate) rules: usize,
 }
 
 /// The list's rules, page by page; an empty list has one page.
@@ -63,10 +63,7 @@ pub(crate) fn cut(list: &RuleList) -> Vec<&[ListRule]> {
 
 /// What a list will cost.
 pub(crate) fn cost(list: &RuleList) -> Cost {
-    let mut cost = Cost {
-        rules: list.rules.len(),
-        ..Cost::default()
-    };
+    let mut cost = Cost::default();
     for rules in cut(list) {
         cost.pages += 1;
         cost.ports += port_rows(0, rules).len();
@@ -94,6 +91,7 @@ impl Page {
                 baseline_start: rules.len() as u16,
                 rules: rules.len() as u16,
                 _pad: 0,
+                first_count: 0,
             },
             anyone: RuleBits::EMPTY,
             atoms: BTreeMap::new(),

@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use policy_common::endpoint::Endpoint;
 use policy_common::policy::{
-    MAX_PAGES, PeerKey, PolicyHeader, RuleAction, RuleBits, RuleKey, Tier, first_match,
+    MAX_PAGES, PeerKey, PolicyHeader, RuleAction, RuleBits, RuleKey, Tier, common_words,
+    first_match,
 };
 use policy_common::port::PortKey;
 use policy_common::verdict::Direction;
@@ -30,8 +31,6 @@ pub struct Tables {
     pub ports: HashMap<PortKey, RuleBits>,
     /// `rules`.
     pub rules: HashMap<RuleKey, u32>,
-    /// `rule_counts`, without the counts.
-    pub rule_counts: HashMap<RuleKey, ()>,
     /// `identity_v4` and `identity_v6`.
     pub identities: BTreeMap<IpAddr, u32>,
     /// `prefix_v4` and `prefix_v6`.
@@ -66,12 +65,6 @@ impl Tables {
             Op::DeleteRule { key } => {
                 self.rules.remove(key);
             }
-            Op::PutRuleCount { key } => {
-                self.rule_counts.insert(*key, ());
-            }
-            Op::DeleteRuleCount { key } => {
-                self.rule_counts.remove(key);
-            }
             Op::PutAddress { address, identity } => {
                 self.identities.insert(*address, identity.id);
             }
@@ -90,7 +83,7 @@ impl Tables {
             Op::DeleteEndpoint { ifindex } => {
                 self.endpoints.remove(ifindex);
             }
-            Op::Barrier => {}
+            Op::ClearRuleCounts { .. } | Op::Barrier => {}
         }
     }
 
@@ -190,7 +183,7 @@ impl Tables {
         } else {
             self.longest_port(page, protocol, port)?
         };
-        first_match(peers, ports, from)
+        first_match(peers, ports, from, common_words)
     }
 
     fn longest_port(&self, page: u32, protocol: u8, port: u16) -> Option<&RuleBits> {

@@ -72,6 +72,17 @@ pub enum PolicyStatus {
     Refused(String),
 }
 
+/// How many NetworkPolicies have each status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyCounts {
+    /// [`PolicyStatus::Enforced`].
+    pub enforced: usize,
+    /// [`PolicyStatus::NoLocalSubjects`].
+    pub no_local_subjects: usize,
+    /// [`PolicyStatus::Refused`].
+    pub refused: usize,
+}
+
 /// One NetworkPolicy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyView {
@@ -200,6 +211,38 @@ impl Compiler {
         views.collect()
     }
 
+    /// How many NetworkPolicies have each status.
+    #[must_use]
+    pub fn policy_counts(&self) -> PolicyCounts {
+        let problems = self.pod_problems();
+        // Of policies with a local subject: whether one of its subjects has a problem.
+        let mut refused: BTreeMap<&ObjectName, bool> = BTreeMap::new();
+        for record in self.records.values() {
+            let Some(pod) = self.store.pod(&record.pod) else {
+                continue;
+            };
+            let has_problem = problems.contains_key(&record.pod);
+            for policy in self.store.policies_in(&record.pod.namespace) {
+                if policy.subjects.matches(&pod.labels) {
+                    *refused.entry(&policy.name).or_default() |= has_problem;
+                }
+            }
+        }
+        let total = self.store.policies().count();
+        let counted = refused.values().filter(|refused| **refused).count();
+        PolicyCounts {
+            enforced: refused.len() - counted,
+            no_local_subjects: total - refused.len(),
+            refused: counted,
+        }
+    }
+
+    /// Number of identities, 0 not counted.
+    #[must_use]
+    pub fn identity_count(&self) -> usize {
+        self.identities.iter().count()
+    }
+
     fn pod_problems(&self) -> BTreeMap<&ObjectName, &Problem> {
         let problems = self
             .starved
@@ -247,32 +290,27 @@ impl Compiler {
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.starved.values().flatten().cloned().collect();
-        for (table, is_v4) in [
-            (map::IDENTITY_V4.name, true),
-            (map::IDENTITY_V6.name, false),
+        for (table, is_v6) in [
+            (map::IDENTITY_V4.name, false),
+            (map::IDENTITY_V6.name, true),
         ] {
-            let missing = self
-                .unplaced
-                .iter()
-                .filter(|address| address.is_ipv4() == is_v4)
-                .count();
+            let unplaced = self.unplaced.iter();
+            let unplaced = unplaced.filter(|address| address.is_ipv6() == is_v6);
+            let missing = self.addresses.more_rows(unplaced);
             if missing > 0 {
-                let placed = self
-                    .address_ids
-                    .keys()
-                    .filter(|address| address.is_ipv4() == is_v4);
-                problems.push(Problem::TableTooSmall {
-                    table,
-                    rows: placed.count() + missing,
-                });
+                let rows = self.addresses.rows(is_v6) + missing;
+                problems.push(Problem::TableTooSmall { table, rows });
             }
         }
-        if self.peer_rows > self.limits.peers as usize {
-            let table = map::PEERS.name;
+        if !self.unplaced_peers.is_empty() {
             problems.push(Problem::TableTooSmall {
-                table,
-                rows: self.peer_rows,
+                table: map::PEERS.name,
+                rows: self.peer_rows + self.unplaced_peers.len(),
             });
+        }
+        let rules = self.rules(false);
+        if rules > 0 {
+            problems.push(Problem::NotCounted { rules });
         }
         for (address, claimants) in self.store.conflicts() {
             let Some(owner) = self.store.owner(address) else {
@@ -289,22 +327,25 @@ impl Compiler {
         problems
     }
 
+    /// Number of rules in force that are counted, or that are not.
+    fn rules(&self, counted: bool) -> usize {
+        let headers = self.pages.values().map(|page| page.header);
+        headers
+            .filter(|header| (header.first_count != 0) == counted)
+            .map(|header| usize::from(header.rules))
+            .sum()
+    }
+
     /// Rows in the tables that the compiler fills, by name.
     #[must_use]
     pub fn table_use(&self) -> BTreeMap<&'static str, usize> {
-        let family = |is_v4| {
-            self.address_ids
-                .keys()
-                .filter(|a| a.is_ipv4() == is_v4)
-                .count()
-        };
         BTreeMap::from([
             (map::POLICIES.name, self.pages.len() + DENY_ALL as usize),
             (map::PEERS.name, self.peer_rows),
             (map::PORTS.name, self.port_rows),
-            (map::RULE_COUNTS.name, self.rule_rows),
-            (map::IDENTITY_V4.name, family(true)),
-            (map::IDENTITY_V6.name, family(false)),
+            (map::RULE_COUNTS.name, self.rules(true)),
+            (map::IDENTITY_V4.name, self.addresses.rows(false)),
+            (map::IDENTITY_V6.name, self.addresses.rows(true)),
             (map::PREFIX_V4.name, self.prefixes.count(false)),
             (map::PREFIX_V6.name, self.prefixes.count(true)),
             (map::ENDPOINTS.name, self.records.len()),

@@ -8,8 +8,9 @@ use policy_core::model::{
     Change, LabelSelector, Labels, LocalEndpoint, NetworkPolicy, ObjectName, Peer, Pod, PolicyPort,
     PortMatch, Protocol, Rule,
 };
+use policy_core::op::Op;
 use policy_core::tables::Tables;
-use policy_core::{Compiler, Limits, PolicyStatus, Problem};
+use policy_core::{Compiler, Limits, PolicyCounts, PolicyStatus, Problem};
 
 const TCP: u8 = 6;
 
@@ -90,9 +91,26 @@ impl Node {
     }
 
     fn apply(&mut self, changes: Vec<Change>) {
-        for op in self.compiler.apply(changes).ops {
+        for op in self.compiler.apply(changes).into_ops() {
+            assert!(Op::KINDS.contains(&op.kind()), "{op:?}");
             self.tables.apply(&op);
         }
+        self.check_counts();
+    }
+
+    /// Counts are those of what is counted.
+    fn check_counts(&self) {
+        let mut counts = PolicyCounts::default();
+        for policy in self.compiler.policies() {
+            match policy.status {
+                PolicyStatus::Enforced => counts.enforced += 1,
+                PolicyStatus::NoLocalSubjects => counts.no_local_subjects += 1,
+                PolicyStatus::Refused(_) => counts.refused += 1,
+            }
+        }
+        assert_eq!(self.compiler.policy_counts(), counts);
+        let identities = self.compiler.identities().len();
+        assert_eq!(self.compiler.identity_count(), identities);
     }
 
     fn allows(&self, ifindex: u32, from: u8, port: u16) -> bool {
@@ -226,21 +244,49 @@ fn addresses_without_room_are_strangers() {
         peers,
         ports: Vec::new(),
     };
-    node.apply(vec![pod("other", 4), policy("all", "db", vec![anyone])]);
-    let allowed: Vec<u8> = [1, 2, 4]
+    // Addresses 1 and 2 share a row, and so do 8 and 9.
+    let others = [pod("other", 8), pod("another", 9)];
+    let mut changes = others.to_vec();
+    changes.push(policy("all", "db", vec![anyone]));
+    node.apply(changes);
+    let allowed: Vec<u8> = [1, 2, 8, 9]
         .into_iter()
         .filter(|last| node.allows(2, *last, 80))
         .collect();
-    assert_eq!(
-        allowed.len(),
-        1,
-        "one has room, the others count as strangers"
-    );
+    assert_eq!(allowed, [1, 2], "the others count as strangers");
     let expected = Problem::TableTooSmall {
         table: "identity_v4",
-        rows: 3,
+        rows: 2,
     };
     assert_eq!(node.compiler.problems(), [expected]);
+}
+
+#[test]
+fn peers_without_a_row_are_strangers_until_there_is_room() {
+    let limits = Limits {
+        peers: 1,
+        ..Limits::default()
+    };
+    let mut node = Node::new(limits, web_and_db());
+    let two = vec![rule("web", 80), rule("other", 81)];
+    node.apply(vec![pod("other", 4), policy("two", "db", two)]);
+    let allowed = [node.allows(2, 1, 80), node.allows(2, 4, 81)];
+    assert_eq!(
+        allowed,
+        [true, false],
+        "one has the row, the other counts as a stranger"
+    );
+    let expected = Problem::TableTooSmall {
+        table: "peers",
+        rows: 2,
+    };
+    assert_eq!(node.compiler.problems(), [expected]);
+    let epoch = node.tables.endpoints[&2].epoch;
+    node.apply(vec![Change::PodGone(name("web"))]);
+    assert!(node.allows(2, 4, 81), "it has the row, once there is room");
+    let later = node.tables.endpoints[&2].epoch;
+    assert!(later > epoch, "its flows are judged again");
+    assert_eq!(node.compiler.problems(), []);
 }
 
 #[test]

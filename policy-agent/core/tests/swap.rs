@@ -146,7 +146,7 @@ fn every_operation_leaves_old_or_new_verdicts() {
     for (what, second) in batches {
         let mut compiler = Compiler::new(Limits::default());
         let mut tables = Tables::default();
-        for op in compiler.apply(first()).ops {
+        for op in compiler.apply(first()).into_ops() {
             tables.apply(&op);
         }
         let keys = || {
@@ -165,7 +165,7 @@ fn every_operation_leaves_old_or_new_verdicts() {
         };
         let old = verdicts(&tables);
         let mut states = Vec::new();
-        for op in compiler.apply(second).ops {
+        for op in compiler.apply(second).into_ops() {
             tables.apply(&op);
             states.push((verdicts(&tables), op));
         }
@@ -206,7 +206,7 @@ fn an_endpoint_that_goes_while_its_list_changes_hands_loses_its_row() {
     ];
     for op in [compiler.apply(start), compiler.apply(second)]
         .into_iter()
-        .flat_map(|plan| plan.ops)
+        .flat_map(policy_core::Plan::into_ops)
     {
         tables.apply(&op);
     }

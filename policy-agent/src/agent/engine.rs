@@ -25,6 +25,7 @@ use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
 use super::kernel::Kernel;
+use super::operations::{ATTACH, DETACH, Operations};
 use crate::dataplane::AttachError;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
@@ -41,12 +42,30 @@ pub struct Engine<K> {
     unmatched: bool,
     pending: Vec<Change>,
     queue: VecDeque<Op>,
+    /// What the next step begins with: removes what nobody uses, and waits for the kernel.
+    stale: VecDeque<Op>,
+    /// Arrivals of what is in `pending`.
+    arrived: Vec<Arrival>,
+    /// Arrivals of what the queue is the plan of.
+    compiled_arrivals: Vec<Arrival>,
+    /// Arrivals of what was enforced since somebody asked.
+    enforced_arrivals: Vec<Arrival>,
     stuck: Option<Stuck>,
     compiled: u64,
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
+    operations: Operations,
     pruned: bool,
     reported: BTreeSet<Problem>,
+}
+
+/// Changes that the datastore heard of together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When it did.
+    pub received: Instant,
+    /// How many they are.
+    pub changes: usize,
 }
 
 /// The operation at the head of the queue, which fails.
@@ -74,6 +93,24 @@ enum State {
     Attached,
     /// Its programs are being detached.
     Detaching(Option<Failure>),
+}
+
+impl State {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Programming { .. } => "programming",
+            Self::Attaching(_) => "attaching",
+            Self::Attached => "enforced",
+            Self::Detaching(_) => "detaching",
+        }
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Attaching(failure) | Self::Detaching(failure) => failure.as_ref(),
+            Self::Programming { .. } | Self::Attached => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -108,6 +145,11 @@ pub struct EndpointState {
     pub error: Option<String>,
 }
 
+impl EndpointState {
+    /// Every value of `word`.
+    pub const WORDS: [&str; 4] = ["programming", "attaching", "enforced", "detaching"];
+}
+
 /// The operation that the queue waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StuckPlan {
@@ -133,17 +175,29 @@ impl<K: Kernel> Engine<K> {
             unmatched: false,
             pending: Vec::new(),
             queue: VecDeque::new(),
+            stale: VecDeque::new(),
+            arrived: Vec::new(),
+            compiled_arrivals: Vec::new(),
+            enforced_arrivals: Vec::new(),
             stuck: None,
             compiled: 0,
             enforced: 0,
             endpoints: BTreeMap::new(),
+            operations: Operations::default(),
             pruned: false,
             reported: BTreeSet::new(),
         }
     }
 
-    /// Objects of the datastore changed.
-    pub fn objects_changed(&mut self, changes: Vec<ObjectChange>) {
+    /// Objects of the datastore changed, which heard of it at `received`.
+    pub fn objects_changed(&mut self, changes: Vec<ObjectChange>, received: Instant) {
+        // The first load waits for its end, which says nothing about a change.
+        if self.loaded {
+            self.arrived.push(Arrival {
+                received,
+                changes: changes.len(),
+            });
+        }
         for change in changes {
             match &change {
                 ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, node, .. })) => {
@@ -178,6 +232,7 @@ impl<K: Kernel> Engine<K> {
         if !self.loaded {
             return None;
         }
+        self.queue.append(&mut self.stale);
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
@@ -187,12 +242,16 @@ impl<K: Kernel> Engine<K> {
             self.run_queue(now);
             self.attach_endpoints(now);
             let idle = self.pending.is_empty() && self.queue.is_empty();
-            if self.stuck.is_some() || (idle && !self.unmatched) {
+            if self.stuck.is_some() || !self.stale.is_empty() || (idle && !self.unmatched) {
                 break;
             }
         }
         self.prune();
-        self.retry_at()
+        if self.stale.is_empty() {
+            self.retry_at()
+        } else {
+            Some(now)
+        }
     }
 
     /// Number of the last compiled state.
@@ -251,16 +310,33 @@ impl<K: Kernel> Engine<K> {
         })
     }
 
+    /// Changes that came after the first load and were enforced since the last call.
+    pub fn take_enforced(&mut self) -> Vec<Arrival> {
+        std::mem::take(&mut self.enforced_arrivals)
+    }
+
+    /// What was asked of the kernel so far.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// How many endpoints are in each state, by the state's word.
+    pub fn endpoint_counts(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<_, _> = EndpointState::WORDS.map(|word| (word, 0)).into();
+        for endpoint in self.endpoints.values() {
+            *counts.entry(endpoint.state.word()).or_default() += 1;
+        }
+        counts
+    }
+
     /// Endpoints by ifindex, with their pods and states.
     pub fn endpoints(&self) -> impl Iterator<Item = (&LocalEndpoint, EndpointState)> {
         self.endpoints.values().map(|endpoint| {
-            let (word, failure) = match &endpoint.state {
-                State::Programming { .. } => ("programming", None),
-                State::Attaching(failure) => ("attaching", failure.as_ref()),
-                State::Attached => ("enforced", None),
-                State::Detaching(failure) => ("detaching", failure.as_ref()),
-            };
-            let error = failure.map(|failure| failure.error.clone());
+            let word = endpoint.state.word();
+            let error = endpoint
+                .state
+                .failure()
+                .map(|failure| failure.error.clone());
             (&endpoint.local, EndpointState { word, error })
         })
     }
@@ -354,7 +430,9 @@ impl<K: Kernel> Engine<K> {
             {
                 continue;
             }
-            match self.kernel.detach(*ifindex) {
+            let outcome = self.kernel.detach(*ifindex);
+            self.operations.note(DETACH, &outcome);
+            match outcome {
                 Ok(()) | Err(AttachError::InterfaceGone { .. }) => gone.push(*ifindex),
                 Err(error) => {
                     tracing::error!(pod = %endpoint.local.pod, %error, "cannot detach; trying again");
@@ -387,10 +465,13 @@ impl<K: Kernel> Engine<K> {
             revision = plan.revision,
             changes = count,
             operations = plan.ops.len(),
+            stale = plan.stale.len(),
             "compiled"
         );
         self.compiled = plan.revision;
         self.queue.extend(plan.ops);
+        self.stale.extend(plan.stale);
+        self.compiled_arrivals.append(&mut self.arrived);
         self.report_problems();
     }
 
@@ -417,7 +498,9 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         while let Some(op) = self.queue.front() {
-            match self.kernel.apply(op) {
+            let outcome = self.kernel.apply(op);
+            self.operations.note(op.kind(), &outcome);
+            match outcome {
                 Ok(()) => {
                     if self.stuck.take().is_some() {
                         tracing::info!(operation = describe(op), "operation succeeded, going on");
@@ -450,6 +533,7 @@ impl<K: Kernel> Engine<K> {
             tracing::debug!(revision = self.compiled, "enforced");
         }
         self.enforced = self.compiled;
+        self.enforced_arrivals.append(&mut self.compiled_arrivals);
         for endpoint in self.endpoints.values_mut() {
             if matches!(endpoint.state, State::Programming { compiled: true }) {
                 endpoint.state = State::Attaching(None);
@@ -468,7 +552,10 @@ impl<K: Kernel> Engine<K> {
             {
                 continue;
             }
-            match self.kernel.attach(*ifindex, &endpoint.local.host_interface) {
+            let interface = &endpoint.local.host_interface;
+            let outcome = self.kernel.attach(*ifindex, interface);
+            self.operations.note(ATTACH, &outcome);
+            match outcome {
                 Ok(()) => {
                     tracing::info!(
                         pod = %endpoint.local.pod, interface = endpoint.local.host_interface, "endpoint enforced"
@@ -515,10 +602,7 @@ impl<K: Kernel> Engine<K> {
         let failures = self
             .endpoints
             .values()
-            .filter_map(|endpoint| match &endpoint.state {
-                State::Attaching(failure) | State::Detaching(failure) => failure.as_ref(),
-                State::Programming { .. } | State::Attached => None,
-            });
+            .filter_map(|endpoint| endpoint.state.failure());
         let stuck = self.stuck.as_ref().map(|stuck| stuck.backoff.next());
         failures
             .map(|failure| failure.backoff.next())

@@ -96,9 +96,7 @@ impl Fixture {
     /// With pods a (10.0.0.1) and b (10.0.0.2), loaded, and their interfaces 7 and 8 found.
     fn with_two_endpoints() -> Self {
         let mut fixture = Self::new();
-        fixture
-            .engine
-            .objects_changed(vec![pod("a", 1), pod("b", 2)]);
+        fixture.engine.changed(vec![pod("a", 1), pod("b", 2)]);
         fixture.engine.loaded();
         fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
         fixture
@@ -142,6 +140,13 @@ impl Fixture {
             assert!(steps < 100, "never quiet");
         }
         steps
+    }
+}
+
+impl Engine<Fake> {
+    /// Objects changed just now.
+    fn changed(&mut self, changes: Vec<ObjectChange>) {
+        self.objects_changed(changes, Instant::now());
     }
 }
 
@@ -211,9 +216,7 @@ fn position(done: &[String], what: &str) -> usize {
 #[test]
 fn nothing_is_programmed_before_the_first_load_is_complete() {
     let mut fixture = Fixture::new();
-    fixture
-        .engine
-        .objects_changed(vec![pod("a", 1), default_deny()]);
+    fixture.engine.changed(vec![pod("a", 1), default_deny()]);
     fixture.engine.scanned(scan(&[(7, 1)]));
     assert_eq!(fixture.step(), None);
     assert_eq!(fixture.done(), [""; 0]);
@@ -239,10 +242,10 @@ fn programs_are_detached_before_the_row_goes() {
             engine.scanned(scan(&[(8, 2)]))
         }),
         ("the pod is gone", |engine| {
-            engine.objects_changed(vec![pod_gone("a")])
+            engine.changed(vec![pod_gone("a")])
         }),
         ("the pod has another address", |engine| {
-            engine.objects_changed(vec![pod("a", 9)])
+            engine.changed(vec![pod("a", 9)])
         }),
     ];
     for (what, change) in rows {
@@ -273,7 +276,7 @@ fn an_interface_whose_other_side_cannot_be_read_stays_enforced() {
     assert_eq!(fixture.done(), [""; 0]);
     assert_eq!(fixture.engine.endpoints().count(), 2);
     // Until its pod is gone.
-    fixture.engine.objects_changed(vec![pod_gone("a")]);
+    fixture.engine.changed(vec![pod_gone("a")]);
     fixture.step();
     assert_eq!(
         fixture.done_of(&ENDPOINTS),
@@ -302,12 +305,12 @@ fn a_reused_ifindex_is_another_endpoint() {
 fn an_operation_that_fails_is_tried_again_and_none_is_skipped() {
     let undisturbed = {
         let mut fixture = Fixture::with_two_endpoints();
-        fixture.engine.objects_changed(vec![default_deny()]);
+        fixture.engine.changed(vec![default_deny()]);
         fixture.step();
         fixture.done()
     };
     let mut fixture = Fixture::with_two_endpoints();
-    fixture.engine.objects_changed(vec![default_deny()]);
+    fixture.engine.changed(vec![default_deny()]);
     fixture.refuse("PutEndpoint 7", 3);
     let again = fixture.step().expect("wants to try again");
     assert!(!fixture.engine.is_settled());
@@ -318,7 +321,7 @@ fn an_operation_that_fails_is_tried_again_and_none_is_skipped() {
         "table peers is full; raise its size with PORTCULLIS_TABLE_SIZES=peers=N"
     );
     // Before its time nothing is tried, and what changes meanwhile waits.
-    fixture.engine.objects_changed(vec![pod("c", 3)]);
+    fixture.engine.changed(vec![pod("c", 3)]);
     let before = fixture.engine.kernel.done.len();
     assert_eq!(fixture.step(), Some(again));
     assert_eq!(fixture.engine.kernel.done.len(), before);
@@ -349,7 +352,7 @@ fn an_attachment_that_fails_holds_up_nobody_else() {
         Some("program from_pod is not loaded")
     );
     // Changes go on.
-    fixture.engine.objects_changed(vec![default_deny()]);
+    fixture.engine.changed(vec![default_deny()]);
     fixture.step();
     assert!(!fixture.done_of(&["PutEndpoint 8"]).is_empty());
     assert_eq!(fixture.step_until_quiet(), 2);
@@ -364,7 +367,7 @@ fn a_detachment_that_fails_keeps_the_row() {
     fixture.step();
     fixture.done();
     fixture.refuse("detach 7", 2);
-    fixture.engine.objects_changed(vec![pod_gone("a")]);
+    fixture.engine.changed(vec![pod_gone("a")]);
     assert!(fixture.step().is_some());
     // Its pod unknown, it is denied everything, but its row stays.
     assert_eq!(
@@ -372,7 +375,7 @@ fn a_detachment_that_fails_keeps_the_row() {
         ["PutEndpoint 7", "PutEndpoint 7"]
     );
     // The pod is back meanwhile: the endpoint is made anew once the old one is gone.
-    fixture.engine.objects_changed(vec![pod("a", 1)]);
+    fixture.engine.changed(vec![pod("a", 1)]);
     assert_eq!(fixture.step_until_quiet(), 2);
     let done = fixture.done_of(&ENDPOINTS);
     assert!(position(&done, "detach 7") < position(&done, "DeleteEndpoint 7"));
@@ -402,7 +405,7 @@ fn an_interface_that_goes_while_it_is_attached_is_simply_gone() {
 #[test]
 fn pods_without_interface_are_known() {
     let mut fixture = Fixture::with_two_endpoints();
-    fixture.engine.objects_changed(vec![pod("c", 3)]);
+    fixture.engine.changed(vec![pod("c", 3)]);
     fixture.step();
     assert_eq!(
         fixture.engine.pods_without_interface(),
@@ -417,12 +420,98 @@ fn pods_without_interface_are_known() {
 #[test]
 fn what_waits_is_compiled_in_one_go() {
     let mut fixture = Fixture::with_two_endpoints();
-    fixture.engine.objects_changed(vec![default_deny()]);
+    fixture.engine.changed(vec![default_deny()]);
     fixture.step();
     let revision = fixture.engine.revision();
-    fixture.engine.objects_changed(vec![pod("c", 3)]);
-    fixture.engine.objects_changed(vec![pod("d", 4)]);
+    fixture.engine.changed(vec![pod("c", 3)]);
+    fixture.engine.changed(vec![pod("d", 4)]);
     fixture.now += Duration::from_secs(1);
     fixture.step();
     assert_eq!(fixture.engine.revision(), revision + 1);
+}
+
+#[test]
+fn endpoints_are_counted_by_state() {
+    let count = |fixture: &Fixture| {
+        let counts = fixture.engine.endpoint_counts();
+        EndpointState::WORDS.map(|word| counts[word])
+    };
+    let mut fixture = Fixture::with_two_endpoints();
+    assert_eq!(count(&fixture), [0; 4], "every state is there");
+    fixture.refuse("PutEndpoint 8", 1);
+    fixture.step();
+    assert_eq!(count(&fixture), [2, 0, 0, 0], "programming");
+    fixture.refuse("attach 7", 1);
+    fixture.now += Duration::from_secs(60);
+    fixture.step();
+    assert_eq!(count(&fixture), [0, 1, 1, 0], "one is attached");
+    fixture.step_until_quiet();
+    fixture.refuse("detach 7", 1);
+    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.step();
+    assert_eq!(count(&fixture), [0, 0, 1, 1], "one cannot be detached");
+    fixture.step_until_quiet();
+    assert_eq!(count(&fixture), [0, 0, 1, 0]);
+}
+
+#[test]
+fn what_is_asked_of_the_kernel_is_counted() {
+    let tally = |fixture: &Fixture, wanted: &str| {
+        let found = fixture
+            .engine
+            .operations()
+            .iter()
+            .find(|(kind, _)| *kind == wanted);
+        let (_, tally) = found.unwrap_or_else(|| panic!("no {wanted}"));
+        (tally.succeeded, tally.failed)
+    };
+    let mut fixture = Fixture::with_two_endpoints();
+    for kind in Op::KINDS.into_iter().chain(["attach", "detach"]) {
+        assert_eq!(tally(&fixture, kind), (0, 0));
+    }
+    fixture.refuse("PutEndpoint 8", 2);
+    fixture.refuse("attach 7", 1);
+    fixture.step();
+    fixture.step_until_quiet();
+    assert_eq!(tally(&fixture, "put_endpoint"), (2, 2));
+    assert_eq!(tally(&fixture, "attach"), (2, 1));
+    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.step();
+    assert_eq!(tally(&fixture, "delete_endpoint"), (1, 0));
+    assert_eq!(tally(&fixture, "detach"), (1, 0));
+}
+
+#[test]
+fn a_change_is_enforced_once_its_last_operation_is_done() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.step();
+    assert_eq!(
+        fixture.engine.take_enforced(),
+        [],
+        "the first load is no change"
+    );
+
+    let (first, second) = (fixture.now, fixture.now + Duration::from_secs(1));
+    let two = vec![default_deny(), pod("c", 3)];
+    fixture.refuse("PutEndpoint 7", 1);
+    fixture.engine.objects_changed(two, first);
+    let again = fixture.step().expect("wants to try again");
+    fixture.engine.objects_changed(vec![pod("d", 4)], second);
+    fixture.step();
+    assert_eq!(fixture.engine.take_enforced(), [], "an operation fails");
+
+    fixture.now = again;
+    fixture.step();
+    let arrival = |received, changes| Arrival { received, changes };
+    assert_eq!(
+        fixture.engine.take_enforced(),
+        [arrival(first, 2), arrival(second, 1)]
+    );
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2), (9, 3)]));
+    fixture.step();
+    assert_eq!(
+        fixture.engine.take_enforced(),
+        [],
+        "an interface is no change"
+    );
 }

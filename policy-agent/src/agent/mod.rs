@@ -6,19 +6,21 @@ mod drops;
 mod engine;
 mod kernel;
 pub mod lock;
+mod operations;
 mod query;
 mod readiness;
 mod views;
 
-pub use engine::{EndpointState, Engine, StuckPlan};
+pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
 pub use kernel::Kernel;
+pub use operations::{Operations, Tally};
 pub use query::Query;
 pub use readiness::Health;
 
 use std::collections::BTreeMap;
 use std::future::pending;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -35,6 +37,8 @@ use crate::dataplane::{Dataplane, DataplaneConfig, EventStream};
 use crate::datastore::{self, Datastore, Update};
 use crate::endpoint::{self, Discovery, ScanReport};
 use crate::http;
+use crate::memory;
+use crate::metrics::{Latency, Scraper};
 use query::Sync;
 
 /// Drop events that may wait to be logged.
@@ -64,7 +68,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             )
         })?;
     let (health, health_out) = watch::channel(Health::starting());
-    tokio::spawn(http::health::serve(health_listener, health_out));
+    let scraper = Arc::new(OnceLock::new());
+    tokio::spawn(http::health::serve(
+        health_listener,
+        health_out.clone(),
+        scraper.clone(),
+    ));
     // First, so that what is wrong with its configuration is said at once, and it reads meanwhile.
     let datastore = start_datastore(&config)?;
     let mut dataplane = Dataplane::load(&DataplaneConfig {
@@ -92,6 +101,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
 
     let (queries_in, queries) = mpsc::channel(16);
+    let _started_once = scraper.set(Scraper::new(
+        queries_in.clone(),
+        health_out,
+        dataplane.flow_tables(),
+    ));
     tokio::spawn(http::local::serve(socket_listener, queries_in));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -113,6 +127,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         last_token: 0,
         scan_error: None,
         unlogged: Arc::default(),
+        drops_logged: 0,
+        latency: Latency::default(),
         losses: Losses::default(),
     };
     agent.run(events, stop).await?;
@@ -189,6 +205,8 @@ struct Agent {
     scan_error: Option<String>,
     /// Events that came faster than they could be logged.
     unlogged: Arc<AtomicU64>,
+    drops_logged: u64,
+    latency: Latency,
     losses: Losses,
 }
 
@@ -207,8 +225,14 @@ impl Agent {
         }
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut trimmed = false;
         loop {
             let retry_at = self.engine.step(Instant::now());
+            if self.engine.is_loaded() && !std::mem::replace(&mut trimmed, true) {
+                // The load was in memory twice, in pieces and put together.
+                memory::give_back();
+            }
+            self.latency.observe(self.engine.take_enforced());
             self.finish_syncs();
             self.publish_health();
             let retry = async {
@@ -236,6 +260,7 @@ impl Agent {
                 Some(query) = self.queries.recv() => self.answer(query),
                 Some(event) = drops.recv() => {
                     let event: Event = event;
+                    self.drops_logged += 1;
                     tracing::info!(target: "drops", "{}", drops::describe(&event, &self.engine.compiler));
                 }
                 _ = beat.tick() => self.report_losses(),
@@ -246,7 +271,9 @@ impl Agent {
 
     fn updated(&mut self, update: Update) {
         match update {
-            Update::Changes(changes) => self.engine.objects_changed(changes),
+            Update::Changes { received, changes } => {
+                self.engine.objects_changed(changes, received);
+            }
             Update::Loaded => {
                 tracing::info!("datastore loaded");
                 self.engine.loaded();

@@ -8,6 +8,7 @@ use super::Agent;
 use super::views;
 use crate::datastore::{Severity, SyncToken};
 use crate::endpoint::Discovery;
+use crate::metrics::{Lost, Snapshot};
 use crate::report::{
     DatastoreStatus, IdentityStatus, PolicyStatus, Status, SyncReport, WorkloadEndpoint,
 };
@@ -23,6 +24,8 @@ pub enum Query {
     Identities(oneshot::Sender<Vec<IdentityStatus>>),
     /// The policies.
     NetworkPolicies(oneshot::Sender<Vec<PolicyStatus>>),
+    /// What a scrape shows; an error says what of it cannot be had.
+    Metrics(oneshot::Sender<Result<Snapshot, String>>),
     /// Answered once everything that the datastore holds now is enforced.
     Sync(oneshot::Sender<SyncReport>),
 }
@@ -70,6 +73,9 @@ impl Agent {
             }
             Query::Identities(reply) => drop(reply.send(views::identities(&self.engine))),
             Query::NetworkPolicies(reply) => drop(reply.send(views::policies(&self.engine))),
+            // A scrape that gave up while the loop was busy.
+            Query::Metrics(reply) if reply.is_closed() => {}
+            Query::Metrics(reply) => drop(reply.send(self.snapshot())),
             Query::Sync(reply) => {
                 self.last_token += 1;
                 let token = SyncToken(self.last_token);
@@ -135,10 +141,17 @@ impl Agent {
             .iter()
             .map(ToString::to_string)
             .collect();
-        problems.extend(report.api.iter().flat_map(views::api_problems));
+        if let Some(api) = &report.api {
+            let failures = api.failures().into_iter();
+            problems.extend(failures.map(|failure| format!("{}: {failure}", api.source)));
+        }
         let counters = dataplane.counters().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()
+        });
+        let tables = dataplane.tables().unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            dataplane.written_tables()
         });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -159,11 +172,37 @@ impl Agent {
             enforced_revision: self.engine.enforced_revision(),
             pending_operations: self.engine.pending_operations(),
             programs: views::programs(dataplane),
-            tables: views::tables(dataplane),
+            tables: views::tables(&tables),
             counters: views::counters(&counters),
             problems,
             notes: self.notes(),
         }
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, String> {
+        let dataplane = &self.engine.kernel;
+        let (rate_limited, buffer_full) =
+            dataplane.events_lost().map_err(|error| error.to_string())?;
+        Ok(Snapshot {
+            endpoints: self.engine.endpoint_counts(),
+            policies: self.engine.compiler.policy_counts(),
+            identities: self.engine.compiler.identity_count(),
+            tables: dataplane.written_tables(),
+            operations: self.engine.operations().clone(),
+            pending_operations: self.engine.pending_operations(),
+            revision: self.engine.revision(),
+            enforced_revision: self.engine.enforced_revision(),
+            counters: dataplane.counters().map_err(|error| error.to_string())?,
+            lost: Lost {
+                rate_limited,
+                buffer_full,
+                log_busy: self.unlogged.load(Ordering::Relaxed),
+            },
+            drops_logged: self.drops_logged,
+            latency: self.latency.clone(),
+            datastore: self.datastore.report.borrow().clone(),
+            conditions: self.conditions(),
+        })
     }
 
     fn notes(&self) -> Vec<String> {

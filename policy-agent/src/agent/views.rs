@@ -9,7 +9,7 @@ use policy_core::{DirectionView, PolicyStatus as CompiledStatus};
 
 use super::engine::{EndpointState, Engine};
 use super::kernel::Kernel;
-use crate::dataplane::{CounterRow, Dataplane};
+use crate::dataplane::{CounterRow, Dataplane, TableUse};
 use crate::datastore::{ApiReport, NodePresence, ResourceReport, WatchState};
 use crate::report::{
     ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus,
@@ -118,9 +118,9 @@ pub(super) fn programs(dataplane: &Dataplane) -> Vec<AttachedPrograms> {
         .collect()
 }
 
-pub(super) fn tables(dataplane: &Dataplane) -> Vec<TableStatus> {
-    let tables = dataplane.tables().into_iter();
+pub(super) fn tables(tables: &[TableUse]) -> Vec<TableStatus> {
     tables
+        .iter()
         .map(|table| TableStatus {
             name: table.name.to_owned(),
             used: table.used,
@@ -176,26 +176,6 @@ fn resource(report: &ResourceReport) -> ResourceStatus {
         watch_restarts: report.restarts,
         relists: report.relists,
     }
-}
-
-/// What keeps the API from being read, one sentence for each cause.
-pub(super) fn api_problems(report: &ApiReport) -> Vec<String> {
-    let mut problems = Vec::new();
-    if let Some(outage) = &report.outage {
-        let state = WatchState::Failing(outage.clone());
-        problems.push(format!("{}: {state}", report.source));
-    }
-    for resource in &report.resources {
-        if let state @ WatchState::Failing(own) = &resource.state
-            && report
-                .outage
-                .as_ref()
-                .is_none_or(|all| all.reason != own.reason)
-        {
-            problems.push(format!("{}: {} {state}", report.source, resource.resource));
-        }
-    }
-    problems
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -8,8 +8,10 @@
 mod attach;
 mod bpffs;
 mod clock;
+mod counted;
 mod error;
 mod events;
+mod flow_tables;
 mod grace;
 mod load;
 mod row;
@@ -18,10 +20,12 @@ mod tables;
 pub use attach::{Attached, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
 pub use events::EventStream;
+pub use flow_tables::FlowTables;
 pub use load::{DataplaneConfig, OBJECT};
 pub use tables::{CounterRow, TableUse};
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 
 use aya::Ebpf;
@@ -83,10 +87,27 @@ impl Dataplane {
             .collect()
     }
 
-    /// Use and capacity of every table. Counts rows one by one: for a person or a scrape, not a loop.
+    /// Use and capacity of the tables that operations write; costs next to nothing.
     #[must_use]
-    pub fn tables(&self) -> Vec<TableUse> {
+    pub fn written_tables(&self) -> Vec<TableUse> {
         self.tables.usage()
+    }
+
+    /// The tables that the programs write, to be counted elsewhere.
+    #[must_use]
+    pub fn flow_tables(&self) -> FlowTables {
+        self.tables.flows().clone()
+    }
+
+    /// Use and capacity of every table. Counts flows one by one: for a person, not a loop.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to be asked.
+    pub fn tables(&self) -> io::Result<Vec<TableUse>> {
+        let mut tables = self.tables.usage();
+        tables.extend(self.tables.flows().count()?);
+        Ok(tables)
     }
 
     /// Packets and bytes by direction and reason, summed over CPUs; every pair has a row.

@@ -1,25 +1,25 @@
 //! The tables, typed, and the executor of operations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use aya::Ebpf;
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use bytemuck::Zeroable;
 use ipnet::IpNet;
-use policy_common::address::{AddressV4, AddressV6, Identity};
+use policy_common::address::{AddressV4, AddressV6, Identity, IdentityBlock};
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::event::EventBudget;
-use policy_common::flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKey, FragmentPorts};
 use policy_common::map::{self, MapSpec};
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
 use policy_common::port::PortData;
 use policy_common::verdict::{Counter, Direction, Reason, counter_index};
 use policy_core::op::Op;
 
+use super::counted::{ArrayRows, HashRows, TrieRows};
 use super::error::{ApplyError, LoadError};
+use super::flow_tables::FlowTables;
 use super::grace;
 use super::load::{Data, take_as};
 use super::row::Row;
@@ -48,31 +48,24 @@ pub struct TableUse {
     pub capacity: u64,
 }
 
-/// A hash table, LRU or not.
-type HashTable<K, V> = HashMap<Data, Row<K>, Row<V>>;
-/// A prefix table.
-type Trie<K, V> = LpmTrie<Data, Row<K>, Row<V>>;
-
 pub(super) struct Tables {
-    capacities: BTreeMap<&'static str, u32>,
-    endpoints: Array<Data, Row<Endpoint>>,
-    endpoints_ext: HashTable<Ifindex, Endpoint>,
-    identity_v4: HashTable<AddressV4, Identity>,
-    identity_v6: HashTable<AddressV6, Identity>,
-    prefix_v4: Trie<AddressV4, Identity>,
-    prefix_v6: Trie<AddressV6, Identity>,
-    policies: Array<Data, Row<PolicyHeader>>,
-    peers: HashTable<PeerKey, RuleBits>,
-    ports: Trie<PortData, RuleBits>,
-    rules: HashTable<RuleKey, RuleAction>,
-    rule_counts: PerCpuHashMap<Data, Row<RuleKey>, Row<RuleCount>>,
-    flows_v4: HashTable<FlowKeyV4, Flow>,
-    flows_v6: HashTable<FlowKeyV6, Flow>,
-    flows_new_v4: HashTable<FlowKeyV4, Flow>,
-    flows_new_v6: HashTable<FlowKeyV6, Flow>,
-    fragments: HashTable<FragmentKey, FragmentPorts>,
+    endpoints: ArrayRows<Endpoint>,
+    endpoints_ext: HashRows<Ifindex, Endpoint>,
+    identity_v4: HashRows<AddressV4, IdentityBlock>,
+    identity_v6: HashRows<AddressV6, IdentityBlock>,
+    prefix_v4: TrieRows<AddressV4, Identity>,
+    prefix_v6: TrieRows<AddressV6, Identity>,
+    policies: ArrayRows<PolicyHeader>,
+    peers: HashRows<PeerKey, RuleBits>,
+    ports: TrieRows<PortData, RuleBits>,
+    rules: HashRows<RuleKey, RuleAction>,
+    rule_counts: PerCpuArray<Data, Row<RuleCount>>,
+    /// Rules that are counted, by page.
+    counted_rules: HashMap<u32, u16>,
     counters: PerCpuArray<Data, Row<Counter>>,
     event_budget: PerCpuArray<Data, Row<EventBudget>>,
+    flows: FlowTables,
+    capacities: BTreeMap<&'static str, u32>,
     cpus: usize,
 }
 
@@ -81,26 +74,28 @@ impl Tables {
         ebpf: &mut Ebpf,
         capacities: &BTreeMap<&'static str, u32>,
     ) -> Result<Self, LoadError> {
+        let capacity = |spec: &MapSpec| capacities[spec.name];
         Ok(Self {
-            capacities: capacities.clone(),
-            endpoints: take_as(ebpf, map::ENDPOINTS.name)?,
-            endpoints_ext: take_as(ebpf, map::ENDPOINTS_EXT.name)?,
-            identity_v4: take_as(ebpf, map::IDENTITY_V4.name)?,
-            identity_v6: take_as(ebpf, map::IDENTITY_V6.name)?,
-            prefix_v4: take_as(ebpf, map::PREFIX_V4.name)?,
-            prefix_v6: take_as(ebpf, map::PREFIX_V6.name)?,
-            policies: take_as(ebpf, map::POLICIES.name)?,
-            peers: take_as(ebpf, map::PEERS.name)?,
-            ports: take_as(ebpf, map::PORTS.name)?,
-            rules: take_as(ebpf, map::RULES.name)?,
+            endpoints: array(ebpf, &map::ENDPOINTS, capacities, |row: &Endpoint| {
+                row.id != 0
+            })?,
+            endpoints_ext: hash(ebpf, &map::ENDPOINTS_EXT)?,
+            identity_v4: hash(ebpf, &map::IDENTITY_V4)?,
+            identity_v6: hash(ebpf, &map::IDENTITY_V6)?,
+            prefix_v4: trie(ebpf, &map::PREFIX_V4)?,
+            prefix_v6: trie(ebpf, &map::PREFIX_V6)?,
+            policies: array(ebpf, &map::POLICIES, capacities, |row: &PolicyHeader| {
+                row.flags & PolicyHeader::VALID != 0
+            })?,
+            peers: hash(ebpf, &map::PEERS)?,
+            ports: trie(ebpf, &map::PORTS)?,
+            rules: hash(ebpf, &map::RULES)?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
-            flows_v4: take_as(ebpf, map::FLOWS_V4.name)?,
-            flows_v6: take_as(ebpf, map::FLOWS_V6.name)?,
-            flows_new_v4: take_as(ebpf, map::FLOWS_NEW_V4.name)?,
-            flows_new_v6: take_as(ebpf, map::FLOWS_NEW_V6.name)?,
-            fragments: take_as(ebpf, map::FRAGMENTS.name)?,
+            counted_rules: HashMap::new(),
             counters: take_as(ebpf, map::COUNTERS.name)?,
             event_budget: take_as(ebpf, map::EVENT_BUDGET.name)?,
+            flows: FlowTables::new(ebpf, capacity)?,
+            capacities: capacities.clone(),
             cpus: nr_cpus().map_err(|(_, source)| LoadError::Events(source))?,
         })
     }
@@ -108,45 +103,17 @@ impl Tables {
     /// Executes one operation.
     pub(super) fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         match op {
-            Op::PutPolicy { id, header } => self.set_policy(*id, *header),
-            Op::DeletePolicy { id } => self.set_policy(*id, PolicyHeader::zeroed()),
-            Op::PutPeer { key, bits } => put(&mut self.peers, &map::PEERS, *key, **bits),
-            Op::DeletePeer { key } => delete(&mut self.peers, &map::PEERS, *key),
-            Op::PutPort { key, bits } => put_prefix(
-                &mut self.ports,
-                &map::PORTS,
-                key.prefix_len,
-                key.data,
-                **bits,
-            ),
-            Op::DeletePort { key } => {
-                delete_prefix(&mut self.ports, &map::PORTS, key.prefix_len, key.data)
-            }
-            Op::PutRule { key, action } => put(&mut self.rules, &map::RULES, *key, *action),
-            Op::DeleteRule { key } => delete(&mut self.rules, &map::RULES, *key),
-            Op::PutRuleCount { key } => self.put_rule_count(*key),
-            Op::DeleteRuleCount { key } => {
-                let table = map::RULE_COUNTS.name;
-                ignore_absent(self.rule_counts.remove(&Row(*key)), table)
-            }
-            Op::PutAddress { address, identity } => match address {
-                IpAddr::V4(v4) => put(
-                    &mut self.identity_v4,
-                    &map::IDENTITY_V4,
-                    octets_v4(*v4),
-                    *identity,
-                ),
-                IpAddr::V6(v6) => put(
-                    &mut self.identity_v6,
-                    &map::IDENTITY_V6,
-                    octets_v6(*v6),
-                    *identity,
-                ),
-            },
-            Op::DeleteAddress { address } => match address {
-                IpAddr::V4(v4) => delete(&mut self.identity_v4, &map::IDENTITY_V4, octets_v4(*v4)),
-                IpAddr::V6(v6) => delete(&mut self.identity_v6, &map::IDENTITY_V6, octets_v6(*v6)),
-            },
+            Op::PutPolicy { id, header } => self.put_policy(*id, *header),
+            Op::DeletePolicy { id } => self.put_policy(*id, PolicyHeader::zeroed()),
+            Op::PutPeer { key, bits } => self.peers.put(*key, **bits),
+            Op::DeletePeer { key } => self.peers.delete(*key),
+            Op::PutPort { key, bits } => self.ports.put(key.prefix_len, key.data, **bits),
+            Op::DeletePort { key } => self.ports.delete(key.prefix_len, key.data),
+            Op::PutRule { key, action } => self.rules.put(*key, *action),
+            Op::DeleteRule { key } => self.rules.delete(*key),
+            Op::ClearRuleCounts { first, rows } => self.clear_rule_counts(*first, *rows),
+            Op::PutAddress { address, identity } => self.set_identity(*address, *identity),
+            Op::DeleteAddress { address } => self.set_identity(*address, Identity::UNKNOWN),
             Op::PutPrefix { prefix, identity } => self.put_network(prefix, *identity),
             Op::DeletePrefix { prefix } => self.delete_network(prefix),
             Op::PutEndpoint { ifindex, endpoint } => self.put_endpoint(*ifindex, *endpoint),
@@ -155,137 +122,111 @@ impl Tables {
         }
     }
 
-    fn set_policy(&mut self, id: u32, header: PolicyHeader) -> Result<(), ApplyError> {
-        let table = map::POLICIES.name;
-        let capacity = self.capacities[table];
-        if id >= capacity {
-            return Err(ApplyError::OutOfRange {
-                table,
-                index: id,
-                capacity,
-            });
+    fn put_policy(&mut self, id: u32, header: PolicyHeader) -> Result<(), ApplyError> {
+        self.policies.put(id, header)?;
+        if header.first_count == 0 {
+            self.counted_rules.remove(&id);
+        } else {
+            self.counted_rules.insert(id, header.rules);
         }
-        self.policies
-            .set(id, Row(header), 0)
-            .map_err(|source| ApplyError::map(table, source))
+        Ok(())
     }
 
-    fn put_rule_count(&mut self, key: RuleKey) -> Result<(), ApplyError> {
-        const BPF_NOEXIST: u64 = 1;
+    fn clear_rule_counts(&mut self, first: u32, rows: u32) -> Result<(), ApplyError> {
         let table = map::RULE_COUNTS.name;
-        let zeros = PerCpuValues::try_from(vec![Row(RuleCount::zeroed()); self.cpus])
-            .map_err(|source| ApplyError::map(table, MapError::IoError(source)))?;
-        match self.rule_counts.insert(Row(key), zeros, BPF_NOEXIST) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
-            {
-                Ok(())
+        let failed = |source| ApplyError::map(table, source);
+        for row in first..first + rows {
+            let zeros = PerCpuValues::try_from(vec![Row(RuleCount::zeroed()); self.cpus])
+                .map_err(|source| failed(MapError::IoError(source)))?;
+            self.rule_counts.set(row, zeros, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn set_identity(&mut self, address: IpAddr, identity: Identity) -> Result<(), ApplyError> {
+        match address {
+            IpAddr::V4(v4) => {
+                let address = octets_v4(v4);
+                set_in_block(
+                    &mut self.identity_v4,
+                    address.block(),
+                    address.place(),
+                    identity,
+                )
             }
-            other => other.map_err(|source| ApplyError::map(table, source)),
+            IpAddr::V6(v6) => {
+                let address = octets_v6(v6);
+                set_in_block(
+                    &mut self.identity_v6,
+                    address.block(),
+                    address.place(),
+                    identity,
+                )
+            }
         }
     }
 
     fn put_network(&mut self, prefix: &IpNet, identity: Identity) -> Result<(), ApplyError> {
         let length = u32::from(prefix.prefix_len());
         match prefix.network() {
-            IpAddr::V4(v4) => put_prefix(
-                &mut self.prefix_v4,
-                &map::PREFIX_V4,
-                length,
-                octets_v4(v4),
-                identity,
-            ),
-            IpAddr::V6(v6) => put_prefix(
-                &mut self.prefix_v6,
-                &map::PREFIX_V6,
-                length,
-                octets_v6(v6),
-                identity,
-            ),
+            IpAddr::V4(v4) => self.prefix_v4.put(length, octets_v4(v4), identity),
+            IpAddr::V6(v6) => self.prefix_v6.put(length, octets_v6(v6), identity),
         }
     }
 
     fn delete_network(&mut self, prefix: &IpNet) -> Result<(), ApplyError> {
         let length = u32::from(prefix.prefix_len());
         match prefix.network() {
-            IpAddr::V4(v4) => {
-                delete_prefix(&mut self.prefix_v4, &map::PREFIX_V4, length, octets_v4(v4))
-            }
-            IpAddr::V6(v6) => {
-                delete_prefix(&mut self.prefix_v6, &map::PREFIX_V6, length, octets_v6(v6))
-            }
+            IpAddr::V4(v4) => self.prefix_v4.delete(length, octets_v4(v4)),
+            IpAddr::V6(v6) => self.prefix_v6.delete(length, octets_v6(v6)),
         }
     }
 
     fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
-        let table = map::ENDPOINTS.name;
-        if ifindex < self.capacities[table] {
-            self.endpoints
-                .set(ifindex, Row(endpoint), 0)
-                .map_err(|source| ApplyError::map(table, source))
+        if ifindex < self.endpoints.capacity() {
+            self.endpoints.put(ifindex, endpoint)
         } else {
-            put(
-                &mut self.endpoints_ext,
-                &map::ENDPOINTS_EXT,
-                Ifindex { ifindex },
-                endpoint,
-            )
+            self.endpoints_ext.put(Ifindex { ifindex }, endpoint)
         }
     }
 
     fn delete_endpoint(&mut self, ifindex: u32) -> Result<(), ApplyError> {
-        if ifindex < self.capacities[map::ENDPOINTS.name] {
-            self.put_endpoint(ifindex, Endpoint::zeroed())
+        if ifindex < self.endpoints.capacity() {
+            self.endpoints.put(ifindex, Endpoint::zeroed())
         } else {
-            delete(
-                &mut self.endpoints_ext,
-                &map::ENDPOINTS_EXT,
-                Ifindex { ifindex },
-            )
+            self.endpoints_ext.delete(Ifindex { ifindex })
         }
     }
 
+    /// Use and capacity of the tables that operations write.
     pub(super) fn usage(&self) -> Vec<TableUse> {
-        let filled = |rows: usize| rows as u64;
-        let endpoints = self
-            .endpoints
-            .iter()
-            .filter(|row| row.as_ref().is_ok_and(|row| row.0.id != 0))
-            .count();
-        let policies = self
-            .policies
-            .iter()
-            .filter(|row| {
-                row.as_ref()
-                    .is_ok_and(|row| row.0.flags & PolicyHeader::VALID != 0)
-            })
-            .count();
+        let counted_rules = self.counted_rules.values().copied().map(u64::from).sum();
         let counts = [
-            (map::ENDPOINTS, endpoints),
-            (map::ENDPOINTS_EXT, self.endpoints_ext.keys().count()),
-            (map::IDENTITY_V4, self.identity_v4.keys().count()),
-            (map::IDENTITY_V6, self.identity_v6.keys().count()),
-            (map::PREFIX_V4, self.prefix_v4.keys().count()),
-            (map::PREFIX_V6, self.prefix_v6.keys().count()),
-            (map::POLICIES, policies),
-            (map::PEERS, self.peers.keys().count()),
-            (map::PORTS, self.ports.keys().count()),
-            (map::RULES, self.rules.keys().count()),
-            (map::RULE_COUNTS, self.rule_counts.keys().count()),
-            (map::FLOWS_V4, self.flows_v4.keys().count()),
-            (map::FLOWS_V6, self.flows_v6.keys().count()),
-            (map::FLOWS_NEW_V4, self.flows_new_v4.keys().count()),
-            (map::FLOWS_NEW_V6, self.flows_new_v6.keys().count()),
-            (map::FRAGMENTS, self.fragments.keys().count()),
+            (map::ENDPOINTS, self.endpoints.rows()),
+            (map::ENDPOINTS_EXT, self.endpoints_ext.rows()),
+            (map::IDENTITY_V4, self.identity_v4.rows()),
+            (map::IDENTITY_V6, self.identity_v6.rows()),
+            (map::PREFIX_V4, self.prefix_v4.rows()),
+            (map::PREFIX_V6, self.prefix_v6.rows()),
+            (map::POLICIES, self.policies.rows()),
+            (map::PEERS, self.peers.rows()),
+            (map::PORTS, self.ports.rows()),
+            (map::RULES, self.rules.rows()),
+            (map::RULE_COUNTS, counted_rules),
         ];
         counts
             .into_iter()
             .map(|(spec, used)| TableUse {
                 name: spec.name,
-                used: filled(used),
+                used,
                 capacity: u64::from(self.capacities[spec.name]),
             })
             .collect()
+    }
+
+    /// The tables that the programs write.
+    pub(super) fn flows(&self) -> &FlowTables {
+        &self.flows
     }
 
     pub(super) fn counters(&self) -> Result<Vec<CounterRow>, ApplyError> {
@@ -330,58 +271,48 @@ fn octets_v6(address: std::net::Ipv6Addr) -> AddressV6 {
     }
 }
 
-fn put<K, V>(
-    table: &mut HashTable<K, V>,
-    spec: &MapSpec,
-    key: K,
-    value: V,
-) -> Result<(), ApplyError>
-where
-    K: bytemuck::Pod,
-    V: bytemuck::Pod,
-{
-    table
-        .insert(Row(key), Row(value), 0)
-        .map_err(|source| ApplyError::map(spec.name, source))
-}
-
-fn delete<K: bytemuck::Pod, V: bytemuck::Pod>(
-    table: &mut HashTable<K, V>,
-    spec: &MapSpec,
-    key: K,
+/// Changes one place of a block. The kernel replaces a row as a whole, so that a packet sees the old or
+/// the new one.
+fn set_in_block<K: bytemuck::Pod>(
+    table: &mut HashRows<K, IdentityBlock>,
+    block: K,
+    place: usize,
+    identity: Identity,
 ) -> Result<(), ApplyError> {
-    ignore_absent(table.remove(&Row(key)), spec.name)
-}
-
-fn put_prefix<K: bytemuck::Pod, V: bytemuck::Pod>(
-    table: &mut Trie<K, V>,
-    spec: &MapSpec,
-    length: u32,
-    data: K,
-    value: V,
-) -> Result<(), ApplyError> {
-    table
-        .insert(&Key::new(length, Row(data)), Row(value), 0)
-        .map_err(|source| ApplyError::map(spec.name, source))
-}
-
-fn delete_prefix<K: bytemuck::Pod, V: bytemuck::Pod>(
-    table: &mut Trie<K, V>,
-    spec: &MapSpec,
-    length: u32,
-    data: K,
-) -> Result<(), ApplyError> {
-    ignore_absent(table.remove(&Key::new(length, Row(data))), spec.name)
-}
-
-fn ignore_absent(result: Result<(), MapError>, table: &'static str) -> Result<(), ApplyError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-        {
-            Ok(())
-        }
-        other => other.map_err(|source| ApplyError::map(table, source)),
+    let mut row = table.get(block)?.unwrap_or_default();
+    row.ids[place] = identity.id;
+    if row == IdentityBlock::default() {
+        table.delete(block)
+    } else {
+        table.put(block, row)
     }
+}
+
+fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(
+    ebpf: &mut Ebpf,
+    spec: &MapSpec,
+) -> Result<HashRows<K, V>, LoadError> {
+    Ok(HashRows::new(take_as(ebpf, spec.name)?, spec.name))
+}
+
+fn trie<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
+    ebpf: &mut Ebpf,
+    spec: &MapSpec,
+) -> Result<TrieRows<K, V>, LoadError> {
+    Ok(TrieRows::new(take_as(ebpf, spec.name)?, spec.name))
+}
+
+fn array<V: bytemuck::Pod>(
+    ebpf: &mut Ebpf,
+    spec: &MapSpec,
+    capacities: &BTreeMap<&'static str, u32>,
+    is_row: fn(&V) -> bool,
+) -> Result<ArrayRows<V>, LoadError> {
+    let table = take_as(ebpf, spec.name)?;
+    Ok(ArrayRows::new(
+        table,
+        spec.name,
+        capacities[spec.name],
+        is_row,
+    ))
 }

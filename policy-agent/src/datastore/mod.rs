@@ -14,6 +14,7 @@ pub use api_report::{ApiReport, NodePresence, Outage, ResourceReport, WatchState
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use policy_core::model::{Change, Namespace, NetworkPolicy, ObjectName};
 use tokio::sync::{mpsc, watch};
@@ -91,7 +92,12 @@ impl From<ObjectChange> for Change {
 #[derive(Debug)]
 pub enum Update {
     /// Objects changed.
-    Changes(Vec<ObjectChange>),
+    Changes {
+        /// When the datastore heard of the first of them.
+        received: Instant,
+        /// What changed, in order.
+        changes: Vec<ObjectChange>,
+    },
     /// Everything that was there at the start has been sent.
     Loaded,
     /// Everything that was there when this sync was asked for has been sent.

@@ -109,8 +109,17 @@ async fn put(client: Client, object: Value) -> Result<()> {
         }
         Err(error) => bail!("{kind} {namespace}/{name}: {error}"),
     };
-    if resource == Resource::Pods && !object["status"].is_null() {
-        there["status"] = object["status"].clone();
+    if resource == Resource::Pods
+        && let (Some(wanted), Some(status)) = (
+            object["status"].as_object(),
+            there["status"].as_object_mut(),
+        )
+    {
+        // The server has more in it, some of which may not change.
+        for ours in ["podIP", "podIPs"] {
+            status.remove(ours);
+        }
+        status.extend(wanted.clone());
         let status = one + "/status";
         send(&client, Method::PUT, &status, Some(&there)).await?;
     }

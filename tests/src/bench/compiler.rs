@@ -26,7 +26,7 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     let mut compiler = Compiler::new(Limits::default());
     let plan = compiler.apply(changes);
     let seconds = start.elapsed().as_secs_f64();
-    eprintln!("compiled {} operations", plan.ops.len());
+    eprintln!("compiled {} operations", plan.ops.len() + plan.stale.len());
     // The changes' own objects are handed over, not copied: what grew is the compiler's and the plan's.
     let grown = (resident()? - before) / 1e6;
     drop(plan);

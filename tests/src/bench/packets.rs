@@ -167,9 +167,10 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
         EVICTING,
         10_000,
     )?;
-    let mut rotating = |name, program, flows, rotation| -> Result<()> {
+    let mut rotating = |name, program, flows, rotation, prefixes| -> Result<()> {
         let mut floor = Floor::load(object, flows)?;
         let packet = established.clone();
+        floor.fill_prefixes(prefixes)?;
         let fill = floor.fd("floor_insert")?;
         floor.run_rotating(&fill, rotation, &packet, 8 * 65_536)?;
         let next = floor.fd(program)?;
@@ -187,18 +188,28 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
         "floor_empty",
         EVICTING,
         ports,
+        0,
     )?;
     rotating(
         "floor: rotate, parse, one LRU hit of 64k",
         "floor_lru",
         RESTING,
         ports,
+        0,
     )?;
     rotating(
         "floor: rotate, parse, LRU insert, evicting",
         "floor_insert",
         EVICTING,
         rotate_peers(10),
+        0,
+    )?;
+    rotating(
+        "floor: rotate, parse, LPM of 10k prefixes",
+        "floor_lpm",
+        EVICTING,
+        rotate_peers(10_000 << 8),
+        10_000,
     )?;
     Ok(cases)
 }
@@ -246,9 +257,6 @@ fn policy(rules: u32) -> Vec<Op> {
             key,
             bits: Box::new(bits),
         });
-        ops.push(Op::PutRuleCount {
-            key: policy_common::policy::RuleKey { policy: 1, rule },
-        });
     }
     let header = PolicyHeader {
         flags: PolicyHeader::VALID | PolicyHeader::ISOLATED | PolicyHeader::UNKNOWN_MATCHES_NONE,
@@ -257,6 +265,7 @@ fn policy(rules: u32) -> Vec<Op> {
         baseline_start: rules as u16,
         rules: rules as u16,
         _pad: 0,
+        first_count: 1,
     };
     ops.push(Op::PutPolicy { id: 1, header });
     let key = PeerKey {
@@ -491,7 +500,11 @@ fn ip_block(object: &Path) -> Result<Case> {
         });
     }
     machine.apply(&ops)?;
-    let mark = Mark::Times(1.5, "floor: rotate, parse, LRU insert, evicting", None);
+    let mark = Mark::Times(
+        1.5,
+        "floor: rotate, parse, LRU insert, evicting",
+        Some("floor: rotate, parse, LPM of 10k prefixes"),
+    );
     opening(
         object,
         "new flow, ipBlock of 10k prefixes",

@@ -104,6 +104,30 @@ impl<'a> Agent<'a> {
         Ok(Self { node, process })
     }
 
+    /// Starts an agent as root with these capabilities alone, by their names without `CAP_`, and waits as
+    /// [`Self::start`] does. Those that we have not ourselves it does not get.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or takes too long; with its log.
+    pub fn start_with_capabilities(node: &'a Node, capabilities: &[String]) -> Result<Self> {
+        let mut bounding = "-all".to_owned();
+        for capability in capabilities {
+            bounding.push_str(",+");
+            bounding.push_str(&capability.to_lowercase());
+        }
+        let mut command = node.netns().command("setpriv");
+        command
+            .arg(format!("--bounding-set={bounding}"))
+            .arg("--inh-caps=-all")
+            .arg(binary("policy-agent")?);
+        Self::configure(node, Source::Files, &mut command);
+        let process = Process::spawn("policy-agent", command, node.log_file())?;
+        let mut agent = Self { node, process };
+        agent.wait()?;
+        Ok(agent)
+    }
+
     /// The command that runs an agent on `node`.
     ///
     /// # Errors
@@ -120,6 +144,11 @@ impl<'a> Agent<'a> {
     /// When it is not built.
     pub fn command_from(node: &Node, source: Source<'_>) -> Result<Command> {
         let mut command = node.netns().command(binary("policy-agent")?);
+        Self::configure(node, source, &mut command);
+        Ok(command)
+    }
+
+    fn configure(node: &Node, source: Source<'_>, command: &mut Command) {
         for setting in API_SETTINGS {
             command.env_remove(setting);
         }
@@ -138,7 +167,6 @@ impl<'a> Agent<'a> {
             .env("PORTCULLIS_BPFFS", node.bpffs())
             .env("HEALTH_ADDR", "127.0.0.1:9099")
             .env("NO_COLOR", "1");
-        Ok(command)
     }
 
     /// Waits until it enforces what the datastore holds.

@@ -8,7 +8,7 @@ use portcullis_tests::apiserver::{ApiServer, ApiServerConfig};
 use portcullis_tests::netns::{Agent, Source, What::Tcp, check};
 use serde_json::json;
 
-use super::world::World;
+use super::world::{World, sync_fails};
 use super::{against_both, deny_ingress, web_to_db};
 
 against_both! {
@@ -43,8 +43,12 @@ fn a_wrong_token(world: &World) {
     assert!(!status.ready);
     let log = agent.log();
     assert!(log.contains("401"), "{log}");
-    let error = agent.sync().unwrap_err().to_string();
-    assert!(error.contains("401"), "{error}");
+    let readyz = world.readyz();
+    for part in ["HTTP/1.1 503", "[-] DatastoreLoaded", "401"] {
+        assert!(readyz.contains(part), "{part} in {readyz}");
+    }
+    let said = sync_fails(&agent);
+    assert!(said.contains("401"), "{said}");
 }
 
 #[test]
@@ -138,11 +142,8 @@ fn a_resource_that_is_forbidden() {
     let reasons = ["403", "networkpolicies"];
     let status = agent.wait_for_status(unloaded_for(&reasons)).unwrap();
     assert!(!status.ready);
-    let error = agent.sync().unwrap_err().to_string();
-    assert!(
-        reasons.iter().all(|reason| error.contains(reason)),
-        "{error}"
-    );
+    let said = sync_fails(&agent);
+    assert!(reasons.iter().all(|reason| said.contains(reason)), "{said}");
     check(
         "nothing is enforced from half a cluster",
         &[(&world.tool, &world.db, Tcp(80), true)],
@@ -209,10 +210,14 @@ fn a_node_that_the_api_does_not_know() {
         world.node.node_name(),
     );
     let agent = world.agent_with(&world.api.kubeconfig());
-    agent
-        .wait_for_status(|status| {
-            let all = [status.problems.clone(), status.notes.clone()].concat();
-            all.iter().any(|words| words.contains("NODENAME"))
-        })
-        .unwrap();
+    let says_so = |status: &Status| {
+        let mut unmet = status.conditions.iter().filter(|condition| !condition.ok);
+        unmet.any(|condition| condition.message.contains("NODENAME"))
+    };
+    let status = agent.wait_for_status(says_so).unwrap();
+    assert!(!status.ready);
+    world.put(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": world.node.node_name()},
+    }));
+    agent.wait_for_status(|status| status.ready).unwrap();
 }

@@ -2,10 +2,10 @@
 
 use policy_agent::report::Status;
 use portcullis_tests::apiserver::Gone;
-use portcullis_tests::apiserver::Resource::{self, NetworkPolicies, Pods};
+use portcullis_tests::apiserver::Resource::{NetworkPolicies, Pods};
 use portcullis_tests::netns::{Agent, Expected, What::Tcp, check};
 
-use super::world::World;
+use super::world::{World, sync_fails};
 use super::{against_both, deny_ingress, team_to_db, web_to_db};
 
 against_both! {
@@ -64,8 +64,11 @@ fn the_api_is_away_for_a_while(world: &World) {
     let away = |status: &Status| !status.problems.is_empty();
     agent.wait_for_status(away).unwrap();
     check_before(world, &agent, "while the API is away");
-    let error = agent.sync().unwrap_err().to_string();
-    assert!(error.contains("API"), "a sync cannot be had now: {error}");
+    let said = sync_fails(&agent);
+    assert!(
+        said.contains("Kubernetes API"),
+        "a sync cannot be had now: {said}"
+    );
     world
         .api
         .start_with(|_| {
@@ -104,11 +107,14 @@ fn forgotten(gone: Gone) {
     server.stop().unwrap();
     after(&world);
     server.compact();
-    let lists = Resource::ALL.map(|resource| server.served(resource).lists);
+    let refused = [Pods, NetworkPolicies].map(|resource| server.served(resource).refused);
     server.start().unwrap();
     agent.sync_at_last().unwrap();
     check_after(&world, &agent, "after a new list");
-    assert!(server.served(Pods).lists > lists[Pods as usize]);
+    for (resource, before) in [Pods, NetworkPolicies].into_iter().zip(refused) {
+        let served = server.served(resource);
+        assert!(served.refused > before, "410 for {resource}: {served:?}");
+    }
     agent
         .wait_for_status(|status| status.ready && status.problems.is_empty())
         .unwrap();

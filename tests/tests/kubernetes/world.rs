@@ -1,7 +1,8 @@
 //! A node with three pods, and the API server that knows them.
 
 use std::fs;
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 
 use portcullis_tests::apiserver::{Api, ApiServer, Resource};
@@ -13,13 +14,13 @@ use serde_json::{Value, json};
 pub(crate) struct World {
     /// Ends before the node whose network namespace it is in.
     pub(crate) api: Api,
-    pub(crate) node: Node,
     /// In `shop`, with `app: web`.
     pub(crate) web: Host,
     /// In `shop`, with `app: db`.
     pub(crate) db: Host,
     /// In `dev`, with `app: tool`.
     pub(crate) tool: Host,
+    pub(crate) node: Node,
 }
 
 impl World {
@@ -84,6 +85,18 @@ impl World {
         agent
     }
 
+    /// What `/readyz` on the node says: the status line first, then the conditions.
+    pub(crate) fn readyz(&self) -> String {
+        self.node.netns().enter(|| {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 9099)).unwrap();
+            let request = b"GET /readyz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
+    }
+
     /// A file that goes with the node.
     pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.node.directory().join(name);
@@ -129,4 +142,12 @@ impl World {
     pub(crate) fn delete(&self, resource: Resource, namespace: &str, name: &str) {
         self.api.delete(resource, namespace, name).unwrap();
     }
+}
+
+/// What `policyctl sync` says when it gives up, soon.
+pub(crate) fn sync_fails(agent: &Agent<'_>) -> String {
+    let output = agent.policyctl(&["sync", "--timeout", "1"]).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{said}");
+    said
 }

@@ -11,8 +11,10 @@ mod cluster;
 mod demo;
 mod flows;
 mod lifecycle;
+mod metrics;
 mod node;
 mod policies;
+mod privileges;
 mod protocols;
 
 use portcullis_tests::netns::{Expected, Form, Host, Node, PodSpec, What, check};

@@ -208,6 +208,62 @@ fn idle_flows_end() {
     assert!(again, "the flow never ended");
 }
 
+/// A client may use a port again while the connection that it was used for before is still known.
+#[test]
+fn a_newer_connection_takes_the_place_of_an_older_one_with_its_key() {
+    for family in FAMILIES {
+        for answer in [SYN_ACK, RST] {
+            for is_cut in [false, true] {
+                let mut world = World::new();
+                world.judge_by(INGRESS_POLICY, DENY_ALL);
+                let open = incoming(FRIEND, family, 6000, 80, Tcp(SYN));
+                let accept = outgoing(FRIEND, family, 80, 6000, Tcp(SYN_ACK));
+                let data = incoming(FRIEND, family, 6000, 80, Tcp(ACK));
+                world.expect("SYN", Ingress, &open, PolicyAllowed);
+                world.expect("SYN ACK", Egress, &accept, Established);
+                if is_cut {
+                    world.judge_by(DENY_ALL, DENY_ALL);
+                    world.expect("cut", Ingress, &data, PolicyDenied);
+                    world.judge_by(DENY_ALL, DENY_ALL);
+                    world.expect("cut again", Ingress, &data, PolicyDenied);
+                    world.expect("and stays so", Egress, &accept, FlowRevoked);
+                    world.judge_by(INGRESS_POLICY, DENY_ALL);
+                } else {
+                    let end = outgoing(FRIEND, family, 80, 6000, Tcp(FIN_ACK));
+                    world.expect("FIN", Egress, &end, Established);
+                }
+                world.expect("SYN again", Ingress, &open, PolicyAllowed);
+                let reply = outgoing(FRIEND, family, 80, 6000, Tcp(answer));
+                world.expect("its answer", Egress, &reply, Established);
+                world.expect("and what follows", Ingress, &data, Established);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_after_a_long_silence_is_answered() {
+    for family in FAMILIES {
+        let timeouts = Timeouts {
+            udp_two_way: 0,
+            ..Timeouts::SECONDS
+        };
+        let config = DataplaneConfig {
+            timeouts,
+            ..DataplaneConfig::default()
+        };
+        let mut world = World::with(Machine::with(config).unwrap());
+        world.judge_by(INGRESS_POLICY, EGRESS_POLICY);
+        let query = outgoing(STRANGER, family, 7000, 53, Udp);
+        let answer = incoming(STRANGER, family, 53, 7000, Udp);
+        world.expect("query", Egress, &query, PolicyAllowed);
+        world.expect("answer", Ingress, &answer, Established);
+        let again = (0..1_000_000).any(|_| world.run(Egress, &query) == PolicyAllowed);
+        assert!(again, "the flow never ended");
+        world.expect("the later answer", Ingress, &answer, Established);
+    }
+}
+
 #[test]
 fn a_flood_of_one_sided_packets_evicts_no_live_flow() {
     let mut world = World::with(Machine::new().unwrap());

@@ -65,7 +65,7 @@ pub(crate) fn get(layout: &Layout, series: &Series) -> Result<Kernel> {
 
 /// Downloads the newest kernel. Returns its release and the names of its files, a line each.
 fn download(directory: &Path, series: &Series) -> Result<String> {
-    let (debian, security) = setup::mirrors();
+    let (debian, security) = setup::mirrors()?;
     let sources: Vec<_> = series
         .suites
         .iter()

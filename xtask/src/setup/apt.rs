@@ -100,7 +100,11 @@ fn has_candidate(policy: &str) -> bool {
 }
 
 /// The mirrors that this machine has Debian and its security updates from.
-pub(crate) fn mirrors() -> (String, String) {
+///
+/// # Errors
+///
+/// When apt knows none of Debian's.
+pub(crate) fn mirrors() -> Result<(String, String)> {
     let targets = run::output(Command::new("apt-get").args([
         "indextargets",
         "--format",
@@ -111,7 +115,7 @@ pub(crate) fn mirrors() -> (String, String) {
     mirrors_of(&targets)
 }
 
-fn mirrors_of(targets: &str) -> (String, String) {
+fn mirrors_of(targets: &str) -> Result<(String, String)> {
     let of = |security: bool| {
         targets
             .lines()
@@ -121,10 +125,16 @@ fn mirrors_of(targets: &str) -> (String, String) {
             })
             .map(|(uri, _)| uri.trim_end_matches('/').to_owned())
     };
-    (
-        of(false).unwrap_or_else(|| "http://deb.debian.org/debian".to_owned()),
-        of(true).unwrap_or_else(|| "http://deb.debian.org/debian-security".to_owned()),
-    )
+    let missing = |what: &str| {
+        format!(
+            "apt has no source for {what}, from whose mirror other releases' packages would be fetched: add one \
+             to /etc/apt/sources.list and run apt-get update"
+        )
+    };
+    Ok((
+        of(false).with_context(|| missing("Debian"))?,
+        of(true).with_context(|| missing("Debian's security updates"))?,
+    ))
 }
 
 /// Makes an apt configuration with sources and lists of its own in `directory`, so that packages of
@@ -182,13 +192,11 @@ mod tests {
         let targets = "https://example.org/node/ nodistro . nodistro\n\
                        http://mirror.example/debian/ bookworm Debian oldstable\n\
                        http://mirror.example/sec/ bookworm-security Debian oldstable-security\n";
-        assert_eq!(
-            mirrors_of(targets),
-            (
-                "http://mirror.example/debian".to_owned(),
-                "http://mirror.example/sec".to_owned()
-            )
-        );
-        assert_eq!(mirrors_of("").0, "http://deb.debian.org/debian");
+        let (debian, security) = mirrors_of(targets).expect("both are there");
+        assert_eq!(debian, "http://mirror.example/debian");
+        assert_eq!(security, "http://mirror.example/sec");
+        let without = targets.lines().take(2).collect::<Vec<_>>().join("\n");
+        let error = mirrors_of(&without).expect_err("no security updates");
+        assert!(error.to_string().contains("security updates"), "{error}");
     }
 }

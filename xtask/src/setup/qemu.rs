@@ -44,7 +44,7 @@ pub(super) fn ensure(layout: &Layout) -> Result<()> {
 }
 
 fn install_from_backports(layout: &Layout) -> Result<()> {
-    let (debian, security) = apt::mirrors();
+    let (debian, security) = apt::mirrors()?;
     let sources = [
         format!("{debian} bookworm"),
         format!("{debian} bookworm-updates"),

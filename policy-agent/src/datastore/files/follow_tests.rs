@@ -32,7 +32,7 @@ impl Fixture {
         let mut changes = Vec::new();
         loop {
             match fixture.next().await {
-                Update::Changes(more) => changes.extend(words(more)),
+                Update::Changes { changes: more, .. } => changes.extend(words(more)),
                 Update::Loaded => return (fixture, changes),
                 Update::Synced(_) => panic!("nobody asked for a sync"),
             }
@@ -57,7 +57,7 @@ impl Fixture {
     /// The next changes, which come by themselves.
     async fn followed(&mut self) -> Vec<String> {
         match self.next().await {
-            Update::Changes(changes) => words(changes),
+            Update::Changes { changes, .. } => words(changes),
             other => panic!("{other:?}"),
         }
     }
@@ -74,7 +74,7 @@ impl Fixture {
         let mut changes = Vec::new();
         loop {
             match self.next().await {
-                Update::Changes(more) => changes.extend(words(more)),
+                Update::Changes { changes: more, .. } => changes.extend(words(more)),
                 Update::Synced(answered) => {
                     assert_eq!(answered, token);
                     return changes;
@@ -292,7 +292,7 @@ async fn pods_without_a_creation_time_are_ordered_by_arrival() {
         format!("kind: Pod\napiVersion: v1\nmetadata: {{name: {name}, labels: {{l: {label}}}}}\n")
     };
     let created = |update: Update| match update {
-        Update::Changes(changes) => match changes.as_slice() {
+        Update::Changes { changes, .. } => match changes.as_slice() {
             [
                 ObjectChange::Upsert(crate::datastore::Object::Pod(
                     crate::datastore::convert::PodObject::Pod { pod, .. },

@@ -114,7 +114,7 @@ struct Closed;
 
 impl FilesStore {
     async fn run(mut self, mut sync: mpsc::Receiver<SyncToken>) {
-        if self.refresh(true).await.is_err() {
+        if self.refresh(true, Instant::now()).await.is_err() {
             return;
         }
         let mut look_at = Instant::now() + LOOK;
@@ -125,17 +125,19 @@ impl FilesStore {
                     None => return,
                 },
                 changed = self.watch.changed() => {
+                    let noticed = Instant::now();
                     if let Err(error) = changed {
                         tracing::warn!(%error, "inotify failed; the directory is read every {LOOK:?}");
                         sleep_until(look_at).await;
                     } else {
                         tokio::time::sleep(SETTLE).await;
                     }
-                    self.refresh(false).await
+                    self.refresh(false, noticed).await
                 }
                 () = sleep_until(look_at) => {
-                    look_at = Instant::now() + LOOK;
-                    self.refresh(false).await
+                    let now = Instant::now();
+                    look_at = now + LOOK;
+                    self.refresh(false, now).await
                 }
             };
             if result.is_err() {
@@ -145,15 +147,16 @@ impl FilesStore {
     }
 
     async fn sync(&mut self, token: SyncToken) -> Result<(), Closed> {
-        self.refresh(true).await?;
+        self.refresh(true, Instant::now()).await?;
         self.updates
             .send(Update::Synced(token))
             .await
             .map_err(|_| Closed)
     }
 
-    /// Reads what changed, or with `all` every file, and sends what that changes.
-    async fn refresh(&mut self, all: bool) -> Result<(), Closed> {
+    /// Reads what changed, or with `all` every file, and sends what that changes. That something did
+    /// was noticed at `noticed`.
+    async fn refresh(&mut self, all: bool, noticed: Instant) -> Result<(), Closed> {
         if !self.watch.is_watching() {
             // Reported by the listing, when it is the directory that is gone.
             let _retried = self.watch.add();
@@ -177,7 +180,10 @@ impl FilesStore {
         self.publish_report();
         if !changes.is_empty() {
             self.updates
-                .send(Update::Changes(changes))
+                .send(Update::Changes {
+                    received: noticed.into_std(),
+                    changes,
+                })
                 .await
                 .map_err(|_| Closed)?;
         }

@@ -115,7 +115,7 @@ async fn list(settings: &ApiSettings) -> Result<usize, Failure> {
         resource: Resource::Namespaces,
         selection: Selection::default(),
     };
-    let page = collection.list(1, None).await;
+    let page = collection.list(1, None, &mut Vec::new()).await;
     page.map(|page| page.items.len())
         .map_err(|error| Failure::new(&error, Resource::Namespaces, Verb::List))
 }

@@ -22,6 +22,7 @@ use super::decode::Item;
 use super::failure::{Failure, Verb};
 use super::request::{Collection, Event, RequestError};
 use super::resource::Resource;
+use crate::memory;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
@@ -38,6 +39,17 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 /// The waits between tries: the first, doubled each time, up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What a follower tells, and since when it knows.
+#[derive(Debug)]
+pub(super) struct Notice {
+    /// Of what.
+    pub resource: Resource,
+    /// When the API said so.
+    pub received: std::time::Instant,
+    /// What.
+    pub message: Message,
+}
 
 /// What a follower tells, in order.
 #[derive(Debug)]
@@ -69,7 +81,7 @@ struct Closed;
 pub(super) struct Follower {
     pub collection: Collection,
     /// Where messages go.
-    pub out: mpsc::Sender<(Resource, Message)>,
+    pub out: mpsc::Sender<Notice>,
     /// Number of the last sync that was asked for.
     pub sync: watch::Receiver<u64>,
     /// Rings when a request succeeded after a failure: the others need not wait any longer.
@@ -84,6 +96,8 @@ pub(super) struct Follower {
     failures: u32,
     /// Watches in a row that could not be resumed.
     refused: u32,
+    /// Watches in a row that ended at once.
+    short: u32,
 }
 
 /// A sync that the watch may reach by itself.
@@ -116,7 +130,7 @@ enum End {
 impl Follower {
     pub(super) fn new(
         collection: Collection,
-        out: mpsc::Sender<(Resource, Message)>,
+        out: mpsc::Sender<Notice>,
         sync: watch::Receiver<u64>,
         recovered: Arc<Notify>,
     ) -> Self {
@@ -130,6 +144,7 @@ impl Follower {
             attended: 0,
             failures: 0,
             refused: 0,
+            short: 0,
         }
     }
 
@@ -170,10 +185,12 @@ impl Follower {
     }
 
     async fn send(&self, message: Message) -> Result<(), Closed> {
-        self.out
-            .send((self.resource(), message))
-            .await
-            .map_err(|_| Closed)
+        let notice = Notice {
+            resource: self.resource(),
+            received: std::time::Instant::now(),
+            message,
+        };
+        self.out.send(notice).await.map_err(|_| Closed)
     }
 
     /// Lists everything. The outer error is the end, the inner one worth another try.
@@ -182,9 +199,10 @@ impl Follower {
         self.attended = sync;
         let mut next = None;
         let mut listed = 0;
+        let mut body = Vec::new();
         self.send(Message::ListBegins).await?;
         loop {
-            let page = match self.collection.list(PAGE, next).await {
+            let page = match self.collection.list(PAGE, next, &mut body).await {
                 Ok(page) => page,
                 Err(error) => return Ok(Err(error)),
             };
@@ -196,6 +214,10 @@ impl Follower {
                 self.listed = listed;
                 break;
             }
+        }
+        drop(body);
+        if listed > PAGE as usize {
+            memory::give_back();
         }
         self.succeeded();
         self.send(Message::ListComplete(sync)).await?;
@@ -240,16 +262,15 @@ impl Follower {
                         self.send(Message::CaughtUp(sync)).await?;
                     }
                 }
-                Ok(None) if silent && opened.elapsed() < SHORT => {
-                    return Ok(End::Failed(RequestError::Ended));
-                }
-                Ok(None) => {
-                    self.succeeded();
-                    return Ok(End::Ended);
-                }
-                // Broken off; that is how most servers end. If more is wrong, the next watch fails.
-                Err(RequestError::Broken(error)) if !silent || opened.elapsed() >= SHORT => {
-                    tracing::debug!(resource = self.resource().name(), %error, "watch broke off");
+                Ok(None) | Err(RequestError::Broken(_)) => {
+                    // That is how most servers end a watch. If more is wrong, the next one fails.
+                    self.short = match silent && opened.elapsed() < SHORT {
+                        true => self.short + 1,
+                        false => 0,
+                    };
+                    if self.short > 1 {
+                        return Ok(End::Failed(RequestError::Ended));
+                    }
                     return Ok(End::Ended);
                 }
                 Err(error) => return Ok(End::Failed(error)),
@@ -282,7 +303,7 @@ impl Follower {
         if self.listed <= PAGE as usize {
             return Ok(Attended::List);
         }
-        let version = match self.collection.list(1, None).await {
+        let version = match self.collection.list(1, None, &mut Vec::new()).await {
             Ok(page) => page.version.parse().ok(),
             Err(_) => None,
         };

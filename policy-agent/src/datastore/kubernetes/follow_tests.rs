@@ -80,7 +80,7 @@ async fn next(datastore: &mut Datastore) -> Update {
 /// What the next update changes, in words.
 async fn changes(datastore: &mut Datastore) -> Vec<String> {
     match next(datastore).await {
-        Update::Changes(changes) => words(changes),
+        Update::Changes { changes, .. } => words(changes),
         other => panic!("{other:?}"),
     }
 }

@@ -10,7 +10,8 @@
 //!   a time; no API object is kept.
 //! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
 //! - `list`: everything of a resource once, for who does not follow it (`policyctl`).
-//! - `objects`: what was there before, so that changes and deletions are known; `store`: updates, report, log.
+//! - `objects`: what was there before, so that changes and deletions are known, with strings `shared`;
+//!   `store`: updates, report, log.
 //!
 //! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
 //! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
@@ -25,6 +26,7 @@ mod list;
 mod objects;
 mod request;
 mod resource;
+mod shared;
 mod store;
 mod trimmed;
 

@@ -7,7 +7,9 @@ use policy_core::model::ObjectName;
 
 use super::decode::{Content, Item};
 use super::resource::Resource;
-use crate::datastore::ObjectChange;
+use super::shared::SharedStrings;
+use crate::datastore::convert::PodObject;
+use crate::datastore::{Object, ObjectChange};
 
 /// See the module.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub(super) struct Objects {
     list: u32,
     mistakes: BTreeMap<ObjectName, Vec<String>>,
     in_force: usize,
+    shared: SharedStrings,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +40,7 @@ impl Objects {
             list: 0,
             mistakes: BTreeMap::new(),
             in_force: 0,
+            shared: SharedStrings::default(),
         }
     }
 
@@ -87,9 +91,12 @@ impl Objects {
         let (fingerprint, change) = match item.content {
             Content::Node => (Some(0), None),
             Content::Object {
-                object,
+                mut object,
                 fingerprint,
             } => {
+                if let Object::Pod(PodObject::Pod { pod, .. }) = &mut object {
+                    self.shared.share(pod);
+                }
                 self.mistakes.remove(&item.name);
                 let changed = before != Some(fingerprint);
                 (
@@ -131,8 +138,7 @@ impl Objects {
 }
 
 /// The name in a namespaced object.
-fn name_of(object: &crate::datastore::Object) -> Option<ObjectName> {
-    use crate::datastore::Object;
+fn name_of(object: &Object) -> Option<ObjectName> {
     match object {
         Object::Pod(pod) => Some(pod.name().clone()),
         Object::Policy(policy) => Some(policy.name.clone()),

@@ -1,13 +1,13 @@
 //! Puts together what the followers tell: updates for the agent, the report, and the log.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 
 use super::decode::Item;
 use super::failure::{Failure, Kind};
-use super::follow::Message;
+use super::follow::{Message, Notice};
 use super::objects::Objects;
 use super::resource::Resource;
 use crate::datastore::{
@@ -79,7 +79,7 @@ impl Store {
     /// Runs until the agent has gone; the followers end with it.
     pub(super) async fn run(
         mut self,
-        mut messages: mpsc::Receiver<(Resource, Message)>,
+        mut messages: mpsc::Receiver<Notice>,
         mut sync: mpsc::Receiver<SyncToken>,
         report: watch::Sender<Arc<Report>>,
     ) {
@@ -95,16 +95,20 @@ impl Store {
                 },
                 message = messages.recv() => {
                     let mut changes = Vec::new();
+                    let mut received = Instant::now();
                     let mut message = message;
                     // All that waits becomes one update.
-                    while let Some((resource, given)) = message {
-                        self.take_in(resource, given, &mut changes);
+                    while let Some(notice) = message {
+                        if changes.is_empty() {
+                            received = notice.received;
+                        }
+                        self.take_in(notice.resource, notice.message, &mut changes);
                         message = messages.try_recv().ok();
                     }
                     let now = self.report();
                     self.log.update(&now.problems);
                     report.send_replace(Arc::new(now));
-                    if self.send(changes).await.is_err() {
+                    if self.send(changes, received).await.is_err() {
                         return;
                     }
                 }
@@ -113,10 +117,10 @@ impl Store {
     }
 
     /// Sends changes, and behind them what they complete.
-    async fn send(&mut self, changes: Vec<ObjectChange>) -> Result<(), Closed> {
+    async fn send(&mut self, changes: Vec<ObjectChange>, received: Instant) -> Result<(), Closed> {
         let mut updates = Vec::new();
         if !changes.is_empty() {
-            updates.push(Update::Changes(changes));
+            updates.push(Update::Changes { received, changes });
         }
         if !self.loaded && self.enforced().all(|state| state.loaded) {
             self.loaded = true;

@@ -1,0 +1,135 @@
+//! What Prometheus and kubelet see.
+
+use policy_common::map;
+use policy_common::verdict::Reason;
+
+use super::{Cast, DENY_INGRESS, Form, What, check};
+use What::Tcp;
+use portcullis_tests::netns::{Agent, Page, get};
+
+/// Scrapes the node's agent.
+fn scrape(cast: &Cast) -> Page {
+    let page = get(cast.node.netns(), "/metrics").unwrap();
+    assert_eq!(page.status, 200, "{}", page.text);
+    page
+}
+
+#[test]
+fn every_series_is_there_from_the_start() {
+    let cast = Cast::new(Form::Routed);
+    let _agent = Agent::start(&cast.node).unwrap();
+    let page = scrape(&cast);
+    assert_eq!(
+        page.content_type,
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    );
+    assert!(page.text.ends_with("\n# EOF\n"), "{}", page.text);
+    let pairs = 2 * Reason::ALL.len();
+    let rows = [
+        ("portcullis_endpoints", 4),
+        ("portcullis_policies", 3),
+        // Counters, budget and ring buffer have no rows.
+        ("portcullis_table_rows", map::ALL.len() - 3),
+        ("portcullis_table_capacity", map::ALL.len() - 3),
+        ("portcullis_operations_total", 19),
+        ("portcullis_operation_errors_total", 19),
+        ("portcullis_packets_total", pairs),
+        ("portcullis_bytes_total", pairs),
+        ("portcullis_events_lost_total", 3),
+        ("portcullis_event_to_enforced_seconds_count", 1),
+        ("portcullis_datastore_problems", 2),
+        ("portcullis_condition", 4),
+        ("portcullis_build_info", 1),
+        ("process_resident_memory_bytes", 1),
+    ];
+    for (metric, count) in rows {
+        assert_eq!(
+            page.series(metric).count(),
+            count,
+            "{metric}\n{}",
+            page.text
+        );
+    }
+}
+
+#[test]
+fn readiness_lists_its_conditions() {
+    let cast = Cast::new(Form::Routed);
+    let _agent = Agent::start(&cast.node).unwrap();
+    let ready = get(cast.node.netns(), "/readyz").unwrap();
+    let names: Vec<_> = ready
+        .text
+        .lines()
+        .map(|line| line.split(':').next().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "[+] DatastoreLoaded",
+            "[+] InterfacesFound",
+            "[+] TablesWritten",
+            "[+] EndpointsEnforced"
+        ]
+    );
+    assert_eq!(ready.status, 200);
+    assert_eq!(get(cast.node.netns(), "/livez").unwrap().status, 200);
+}
+
+#[test]
+fn numbers_follow_traffic_and_policies() {
+    let cast = Cast::new(Form::Routed);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", super::WEB_TO_DB);
+    let agent = Agent::start(&cast.node).unwrap();
+    let traffic = || {
+        check(
+            "web reaches db and tool does not",
+            &[
+                (&cast.web, &cast.db, Tcp(80), true),
+                (&cast.tool, &cast.db, Tcp(80), false),
+            ],
+        );
+    };
+    traffic();
+    let before = scrape(&cast);
+    let values = [
+        ("portcullis_ready", 1.0),
+        ("portcullis_datastore_loaded", 1.0),
+        ("portcullis_endpoints{state=\"enforced\"}", 3.0),
+        ("portcullis_table_rows{table=\"endpoints\"}", 3.0),
+        ("portcullis_policies{status=\"enforced\"}", 2.0),
+        ("portcullis_identities", 1.0),
+        ("portcullis_event_to_enforced_seconds_count", 0.0),
+    ];
+    for (series, expected) in values {
+        let found = before.value(series);
+        assert!((found - expected).abs() < 0.5, "{series} is {found}");
+    }
+    let flows = before.value("portcullis_table_rows{table=\"flows_v4\"}");
+    assert!(flows >= 1.0, "the connection of web and db: {flows}");
+
+    traffic();
+    cast.policy("nobody", "{podSelector: {matchLabels: {app: none}}}");
+    cast.policy("default-deny", super::DENY_ALL);
+    agent.sync().unwrap();
+    let after = scrape(&cast);
+    let grown = |series: &str| after.value(series) - before.value(series);
+    let denied = "{direction=\"ingress\",verdict=\"drop\",reason=\"policy_denied\"}";
+    let allowed = "{direction=\"ingress\",verdict=\"pass\",reason=\"policy_allowed\"}";
+    for series in [
+        &format!("portcullis_packets_total{denied}"),
+        &format!("portcullis_bytes_total{denied}"),
+        &format!("portcullis_packets_total{allowed}"),
+        "portcullis_revision",
+        "portcullis_operations_total{kind=\"put_endpoint\"}",
+        "portcullis_event_to_enforced_seconds_sum",
+    ] {
+        assert!(grown(series) > 0.0, "{series}");
+    }
+    let changes = grown("portcullis_event_to_enforced_seconds_count");
+    assert!(changes >= 2.0, "two policies: {changes}");
+    let revision = after.value("portcullis_revision");
+    assert!((revision - after.value("portcullis_enforced_revision")).abs() < 0.5);
+    let idle = after.value("portcullis_policies{status=\"no_local_subjects\"}");
+    assert!((idle - 1.0).abs() < 0.5, "{idle}");
+}

@@ -1,0 +1,63 @@
+//! The capabilities that `manifests/` gives to the agent's container: enough, and none too many.
+
+use std::fs;
+use std::path::Path;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+
+use super::{Cast, DENY_INGRESS, Form, WEB_TO_DB, What, check};
+use What::{Ping, Tcp};
+use portcullis_tests::netns::Agent;
+
+/// What only kernels before 5.11 ask for, and no test of this file can miss.
+const FOR_OLD_KERNELS: &str = "SYS_RESOURCE";
+
+/// The container's capabilities.
+fn granted() -> Vec<String> {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/kustomization/daemonset.yaml");
+    let text = fs::read_to_string(path).unwrap();
+    let daemon_set: DaemonSet = serde_saphyr::from_str(&text).unwrap();
+    let pod = daemon_set.spec.unwrap().template.spec.unwrap();
+    let security = pod.containers[0].security_context.clone().unwrap();
+    security.capabilities.unwrap().add.unwrap()
+}
+
+#[test]
+fn granted_capabilities_are_enough() {
+    let cast = Cast::new(Form::Routed);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", WEB_TO_DB);
+    let (web, db, tool) = (&cast.web, &cast.db, &cast.tool);
+    let granted = granted();
+    let agent = Agent::start_with_capabilities(&cast.node, &granted).unwrap();
+    check(
+        "enforced",
+        &[(web, db, Tcp(80), true), (tool, db, Tcp(80), false)],
+    );
+    cast.no_policy("web-to-db");
+    agent.sync().unwrap();
+    check(
+        "a change",
+        &[(web, db, Tcp(80), false), (web, db, Ping, false)],
+    );
+    agent.stop().unwrap();
+    cast.no_policy("default-deny");
+    let _next = Agent::start_with_capabilities(&cast.node, &granted).unwrap();
+    check("the next agent takes over", &[(tool, db, Tcp(80), true)]);
+}
+
+#[test]
+fn without_any_one_of_them_the_agent_does_not_start() {
+    let cast = Cast::new(Form::Routed);
+    let granted = granted();
+    for missing in granted.iter().filter(|name| *name != FOR_OLD_KERNELS) {
+        let others: Vec<_> = granted
+            .iter()
+            .filter(|name| *name != missing)
+            .cloned()
+            .collect();
+        let started = Agent::start_with_capabilities(&cast.node, &others);
+        assert!(started.is_err(), "{missing} is not needed");
+    }
+}
