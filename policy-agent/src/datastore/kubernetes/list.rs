@@ -131,10 +131,11 @@ async fn list<T>(
         valid: Vec::new(),
         invalid: Vec::new(),
     };
+    let mut body = Vec::new();
     let mut next = None;
     loop {
         let page = collection
-            .list(PAGE, next)
+            .list(PAGE, next, &mut body)
             .await
             .map_err(|error| ListError(Failure::new(&error, resource, Verb::List)))?;
         for item in page.items {
