@@ -131,4 +131,18 @@ mod tests {
             assert!(option.get_env().is_some(), "{}", option.get_id());
         }
     }
+
+    #[test]
+    fn every_option_and_variable_is_documented() {
+        let document = include_str!("../../docs/reference/configuration.md");
+        let mut cli = Cli::command();
+        cli.build();
+        let run = cli.find_subcommand("run").expect("run");
+        for option in run.get_opts() {
+            let variable = option.get_env().expect("a variable").to_string_lossy();
+            let long = option.get_long().expect("a long option");
+            let row = format!("| `{variable}` | `--{long}` |");
+            assert!(document.contains(&row), "{row}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::kubeconfig;
 /// How to reach the Kubernetes API, as given. An empty value is none.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ApiSettings {
-    /// Path of a kubeconfig, for `kubernetes` [default: what the cluster gives to the pods in it]
+    /// Path of a kubeconfig, or of several with ':' between, for `kubernetes`
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<OsString>,
 

@@ -28,7 +28,7 @@ Exit codes: 0 all is well, 1 error (for status: something is not as it should be
 enforced), 2 usage or an invalid setting.";
 
 const GET_HELP: &str = "\
-Where the answer comes from, the first that applies:
+Who is asked, the first that applies:
   1. --agent or --run-dir: the agent on this node, with what it knows: this node's endpoints, their interfaces
      and their state
   2. --datastore-type, --kubeconfig or --k8s-... as options: the Kubernetes API (`files`: the agent)
@@ -79,7 +79,7 @@ pub(super) struct Get {
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub(super) all_namespaces: bool,
 
-    /// Only endpoints of this node
+    /// Only endpoints on this one node
     #[arg(long, value_name = "NODE")]
     pub(super) node: Option<String>,
 
@@ -87,7 +87,7 @@ pub(super) struct Get {
     #[arg(short, long, value_name = "FORMAT")]
     pub(super) output: Option<ListFormat>,
 
-    #[command(flatten, next_help_heading = "Where the answer comes from")]
+    #[command(flatten, next_help_heading = "Whom to ask")]
     pub(super) source: SourceArgs,
 }
 
@@ -191,6 +191,47 @@ mod tests {
                 "yaml",
             ],
         );
+    }
+
+    #[test]
+    fn every_option_variable_and_resource_is_documented() {
+        let configuration = include_str!("../../../docs/reference/configuration.md");
+        let reference = include_str!("../../../docs/reference/policyctl.md");
+        let mut cli = Cli::command();
+        cli.build();
+        for subcommand in cli.get_subcommands() {
+            let name = subcommand.get_name();
+            if name == "help" {
+                continue;
+            }
+            assert!(reference.contains(&format!("\n## {name}")), "{name}");
+            let ids = ["help", "version"];
+            for option in subcommand
+                .get_arguments()
+                .filter(|o| !ids.contains(&o.get_id().as_str()))
+            {
+                let Some(long) = option.get_long() else {
+                    continue;
+                };
+                match option.get_env() {
+                    Some(variable) => {
+                        let row = format!("| `{}` | `--{long}` |", variable.to_string_lossy());
+                        assert!(configuration.contains(&row), "{row}");
+                    }
+                    None => assert!(reference.contains(&format!("--{long}")), "{name} --{long}"),
+                }
+            }
+        }
+        for resource in Resource::value_variants() {
+            let value = resource.to_possible_value().expect("not hidden");
+            for name in value.get_name_and_aliases() {
+                assert!(
+                    reference.contains(&format!("`{name}`"))
+                        || reference.contains(&format!("## get {name}")),
+                    "{name}"
+                );
+            }
+        }
     }
 
     #[test]

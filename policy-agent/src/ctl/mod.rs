@@ -155,7 +155,7 @@ impl Found {
         Self {
             listing,
             warnings: Vec::new(),
-            why_none: None,
+            why_none: Some("the agent on this node knows none of this name".to_owned()),
         }
     }
 }
