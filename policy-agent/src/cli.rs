@@ -23,7 +23,7 @@ struct Cli {
 enum Command {
     /// Enforce policies until told to stop by SIGTERM or SIGINT; what is enforced stays so afterwards
     #[command(after_help = RUN_HELP)]
-    Run(Settings),
+    Run(Box<Settings>),
     /// Print a completion script, such as for `source <(policy-agent completion bash)`
     Completion(Completion),
 }

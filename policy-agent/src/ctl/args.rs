@@ -54,7 +54,7 @@ Exit codes: 0 listed, 1 not found or no answer, 2 usage or an invalid setting.";
 pub(super) enum Command {
     /// List workload endpoints, policies or identities
     #[command(after_help = GET_HELP)]
-    Get(Get),
+    Get(Box<Get>),
     /// Show the agent's attached programs, tables, revision, readiness and problems
     Status(Output),
     /// Wait until everything that the datastore holds now is enforced on this node

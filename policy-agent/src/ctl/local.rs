@@ -65,7 +65,7 @@ impl Agent {
     pub(super) async fn status(&self, format: Option<Format>) -> Result<ExitCode, ClientError> {
         let status: Status = self.ask("/v1/status").await?;
         let well = status.ready && status.problems.is_empty() && status.datastore.errors.is_empty();
-        show(format, &status, |status, wide| print::status(status, wide));
+        show(format, &status, print::status);
         Ok(if well {
             ExitCode::SUCCESS
         } else {

@@ -65,7 +65,7 @@ async fn run(cli: Cli, origins: Origins) -> Result<ExitCode, CtlError> {
         socket: run_dir.join(SOCKET),
     };
     match cli.command {
-        Command::Get(get) => list(get, origins, &agent).await,
+        Command::Get(get) => list(*get, origins, &agent).await,
         Command::Status(output) => Ok(agent.status(output.output).await?),
         Command::Sync(args) => Ok(agent.sync(args.timeout).await?),
         Command::Completion(completion) => {

@@ -46,19 +46,11 @@ impl Listing {
             Some(ListFormat::Name) => return self.names(),
         };
         match self {
-            Self::WorkloadEndpoints(list) => {
-                items(format, list, alone, |l, w| print::workload_endpoints(l, w))
-            }
-            Self::NetworkPolicies(list) => {
-                items(format, list, alone, |l, w| print::network_policies(l, w))
-            }
-            Self::Identities(list) => items(format, list, alone, |l, w| print::identities(l, w)),
-            Self::ClusterEndpoints(list) => {
-                items(format, list, alone, |l, w| print_cluster::endpoints(l, w))
-            }
-            Self::ClusterPolicies(list) => {
-                items(format, list, alone, |l, w| print_cluster::policies(l, w))
-            }
+            Self::WorkloadEndpoints(list) => items(format, list, alone, print::workload_endpoints),
+            Self::NetworkPolicies(list) => items(format, list, alone, print::network_policies),
+            Self::Identities(list) => items(format, list, alone, print::identities),
+            Self::ClusterEndpoints(list) => items(format, list, alone, print_cluster::endpoints),
+            Self::ClusterPolicies(list) => items(format, list, alone, print_cluster::policies),
         }
     }
 
