@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::completion::Completion;
 use crate::config::{Config, Settings};
 use crate::{agent, logging};
 
@@ -22,7 +23,9 @@ struct Cli {
 enum Command {
     /// Enforce policies until told to stop by SIGTERM or SIGINT; what is enforced stays so afterwards
     #[command(after_help = RUN_HELP)]
-    Run(Settings),
+    Run(Box<Settings>),
+    /// Print a completion script, such as for `source <(policy-agent completion bash)`
+    Completion(Completion),
 }
 
 const RUN_HELP: &str = "\
@@ -45,9 +48,13 @@ Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
 /// Runs `policy-agent` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli {
-        command: Command::Run(settings),
-    } = Cli::parse();
+    let settings = match Cli::parse().command {
+        Command::Run(settings) => settings,
+        Command::Completion(completion) => {
+            completion.print(Cli::command());
+            return ExitCode::SUCCESS;
+        }
+    };
     let checked = settings
         .level()
         .and_then(|level| Ok((level, settings.validate()?)));
@@ -95,7 +102,7 @@ fn run(config: Config) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
+    use crate::completion::assert_complete;
 
     #[test]
     fn causes_are_said_once() {
@@ -104,6 +111,11 @@ mod tests {
         assert_eq!(sentence(&named), "open x: no such thing");
         let unnamed = anyhow::anyhow!("no such thing").context("open x");
         assert_eq!(sentence(&unnamed), "open x: no such thing");
+    }
+
+    #[test]
+    fn shells_complete_subcommands_and_options() {
+        assert_complete(&Cli::command(), &["run", "datastore-type", "k8s-ca-file"]);
     }
 
     #[test]
@@ -117,6 +129,20 @@ mod tests {
             .filter(|option| option.get_id() != "help")
         {
             assert!(option.get_env().is_some(), "{}", option.get_id());
+        }
+    }
+
+    #[test]
+    fn every_option_and_variable_is_documented() {
+        let document = include_str!("../../docs/reference/configuration.md");
+        let mut cli = Cli::command();
+        cli.build();
+        let run = cli.find_subcommand("run").expect("run");
+        for option in run.get_opts() {
+            let variable = option.get_env().expect("a variable").to_string_lossy();
+            let long = option.get_long().expect("a long option");
+            let row = format!("| `{variable}` | `--{long}` |");
+            assert!(document.contains(&row), "{row}");
         }
     }
 }
