@@ -141,7 +141,7 @@ async fn list<T>(
         for item in page.items {
             match item.content {
                 Content::Object { object, .. } => listed.valid.extend(expected(object)),
-                Content::Invalid(mistakes) => listed.invalid.push(InvalidObject {
+                Content::Invalid { mistakes, .. } => listed.invalid.push(InvalidObject {
                     name: item.name,
                     kind: resource.kind(),
                     mistakes,
