@@ -71,10 +71,7 @@ pub async fn run(places: &Places, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "left    {part}{}", hint(part))?;
     }
     if !left.is_empty() {
-        bail!(
-            "{} things that agents put on this node are left, as listed above",
-            left.len()
-        );
+        bail!("not everything could be removed; what is left is listed above");
     }
     if removed.is_empty() {
         writeln!(out, "there is nothing to remove")?;
