@@ -155,7 +155,7 @@ fn prove(places: &Places, before: &Installed, out: &mut impl Write) -> io::Resul
     if programs + maps > 0 {
         writeln!(
             out,
-            "the kernel has let go of all {programs} programs and {maps} maps that were found"
+            "the kernel has let go of the {programs} programs and {maps} maps that were found"
         )?;
     }
     Ok(())

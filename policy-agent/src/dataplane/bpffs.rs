@@ -74,6 +74,7 @@ pub(super) fn pins(dir: &Path) -> io::Result<Pins> {
         )));
     }
     collect(dir, &mut pins)?;
+    pins.files.sort();
     Ok(pins)
 }
 

@@ -109,7 +109,7 @@ fn nothing_is_left_and_traffic_is_not_judged(form: Form) {
             "removed file {}/agent.lock\n",
             node.run_directory().display()
         ),
-        &format!("all {programs} programs and {maps} maps"),
+        &format!("let go of the {programs} programs and {maps} maps"),
     ] {
         assert!(out.contains(part), "{part} in {out}");
     }
