@@ -41,7 +41,8 @@ Pods and NetworkPolicies, several documents a file, and Lists of them. Pods of t
 spec.nodeName is --nodename or absent; their interfaces are found by the addresses in status.podIPs. A file
 with a mistake is reported by file, line and field, and its last good state stays in force.
 
-Needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON) and Linux 5.10 or later. Ask it with policyctl.
+Needs root (with CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_PERFMON, and before Linux 5.11
+CAP_SYS_RESOURCE) and Linux 5.10 or later. Ask it with policyctl.
 
 Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
 

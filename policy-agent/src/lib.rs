@@ -9,6 +9,7 @@ pub mod datastore;
 pub mod endpoint;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod report;
 pub mod uninstall;

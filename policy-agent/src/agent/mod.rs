@@ -37,6 +37,7 @@ use crate::dataplane::{Dataplane, DataplaneConfig, EventStream};
 use crate::datastore::{self, Datastore, Update};
 use crate::endpoint::{self, Discovery, ScanReport};
 use crate::http;
+use crate::memory;
 use crate::metrics::{Latency, Scraper};
 use query::Sync;
 
@@ -224,8 +225,13 @@ impl Agent {
         }
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut trimmed = false;
         loop {
             let retry_at = self.engine.step(Instant::now());
+            if self.engine.is_loaded() && !std::mem::replace(&mut trimmed, true) {
+                // The load was in memory twice, in pieces and put together.
+                memory::give_back();
+            }
             self.latency.observe(self.engine.take_enforced());
             self.finish_syncs();
             self.publish_health();

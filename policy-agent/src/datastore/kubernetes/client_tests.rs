@@ -114,7 +114,7 @@ async fn list(settings: &ApiSettings) -> Result<usize, Failure> {
         resource: Resource::Namespaces,
         only: None,
     };
-    let page = collection.list(1, None).await;
+    let page = collection.list(1, None, &mut Vec::new()).await;
     page.map(|page| page.items.len())
         .map_err(|error| Failure::new(&error, Resource::Namespaces, Verb::List))
 }

@@ -9,7 +9,8 @@
 //! - `request`, `decode`, `trimmed`: pages of lists and events of watches as objects of the model, one at
 //!   a time; no API object is kept.
 //! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
-//! - `objects`: what was there before, so that changes and deletions are known; `store`: updates, report, log.
+//! - `objects`: what was there before, so that changes and deletions are known, with strings `shared`;
+//!   `store`: updates, report, log.
 //!
 //! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
 //! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
@@ -23,6 +24,7 @@ mod follow;
 mod objects;
 mod request;
 mod resource;
+mod shared;
 mod store;
 mod trimmed;
 

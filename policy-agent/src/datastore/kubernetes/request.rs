@@ -37,8 +37,8 @@ pub(super) enum RequestError {
     /// The connection broke within an answer.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
-    /// The answer ended before anything was in it.
-    #[error("the API ended the watch at once")]
+    /// Watches end before anything is in them.
+    #[error("watches end at once")]
     Ended,
     /// What came is not what the API should send.
     #[error("not an answer of a Kubernetes API: {0}")]
@@ -86,11 +86,13 @@ pub(super) struct Page {
 }
 
 impl Collection {
-    /// Lists at most `limit` objects from the beginning or from where `next` says.
+    /// Lists at most `limit` objects from the beginning or from where `next` says. `body` is room for
+    /// the answer: one for all pages of a list, since they are big.
     pub(super) async fn list(
         &self,
         limit: u32,
         next: Option<String>,
+        body: &mut Vec<u8>,
     ) -> Result<Page, RequestError> {
         let params = ListParams {
             limit: Some(limit),
@@ -102,15 +104,15 @@ impl Collection {
             .list(&params)
             .map_err(kube::Error::BuildRequest)?;
         let read = async {
-            let mut body = Vec::new();
+            body.clear();
             let answer = self.client.request_stream(request).await?;
-            Box::pin(answer).read_to_end(&mut body).await?;
-            Ok::<_, RequestError>(body)
+            Box::pin(answer).read_to_end(body).await?;
+            Ok::<_, RequestError>(())
         };
-        let body = timeout(PATIENCE, read)
+        timeout(PATIENCE, read)
             .await
             .map_err(|_| RequestError::Timeout(PATIENCE))??;
-        self.page(&body)
+        self.page(body)
     }
 
     fn page(&self, body: &[u8]) -> Result<Page, RequestError> {
