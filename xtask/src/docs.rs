@@ -93,14 +93,15 @@ impl Document {
             return None;
         }
         let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-        let target = match file {
-            "" => self.path.clone(),
-            file => self.path.parent()?.join(file),
-        };
+        let target = self.path.parent()?.join(file);
         if !target.exists() {
             return Some(format!("{}: {link} does not exist", self.path.display()));
         }
-        let known = anchor.is_empty() || read(target).anchors().contains(anchor);
+        let known = match (file, anchor) {
+            (_, "") => true,
+            ("", anchor) => self.anchors().contains(anchor),
+            (_, anchor) => read(target).anchors().contains(anchor),
+        };
         (!known).then(|| format!("{}: {link} has no such heading", self.path.display()))
     }
 }
