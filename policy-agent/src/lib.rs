@@ -13,3 +13,4 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod report;
+pub mod uninstall;

@@ -2,6 +2,8 @@
 
 mod btf;
 mod build;
+#[cfg(test)]
+mod docs;
 mod image;
 mod kernel;
 mod layout;

@@ -49,7 +49,7 @@ pub struct Settings {
     #[arg(
         long,
         env = "PORTCULLIS_BPFFS",
-        default_value = "/sys/fs/bpf/portcullis",
+        default_value = BPFFS,
         value_name = "DIR"
     )]
     pub bpffs: PathBuf,
@@ -103,6 +103,9 @@ pub struct Settings {
 
 /// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
 pub const RUN_DIR: &str = "/run/portcullis";
+
+/// Default of PORTCULLIS_BPFFS.
+pub const BPFFS: &str = "/sys/fs/bpf/portcullis";
 
 /// Name of the local socket in the run directory.
 pub const SOCKET: &str = "agent.sock";
