@@ -162,9 +162,9 @@ fn pod() -> impl Strategy<Value = Pod> {
         .prop_map(
             |(name, labels, addresses, ports, terminated, created)| Pod {
                 name,
-                labels,
+                labels: Arc::new(labels),
                 addresses,
-                ports,
+                ports: Arc::new(ports),
                 terminated,
                 created,
                 uid: "".into(),

@@ -1,5 +1,6 @@
 //! The compiler's rows: 10,000 policies and 100,000 pods, of which 100 are local.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -23,7 +24,7 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     let mut samples: Vec<f64> = Vec::new();
     for index in (0..100_000).step_by(97) {
         let mut pod = synthetic::pod(index);
-        pod.labels
+        Arc::make_mut(&mut pod.labels)
             .insert("app".into(), format!("app-{}", index % 7).as_str().into());
         let start = Instant::now();
         let plan = compiler.apply(vec![Change::Pod(pod)]);
