@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod completion;
 pub mod config;
 pub mod ctl;
 pub mod dataplane;
@@ -12,3 +13,4 @@ pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod report;
+pub mod uninstall;

@@ -35,14 +35,16 @@ use crate::range::Ranges;
 use crate::rules::{self, RuleList};
 use crate::slot::Slots;
 use crate::store::{Dirty, PortName, Store};
+use crate::tables::Tables;
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The operations that bring the new state into force.
     pub ops: Vec<Op>,
-    /// With [`Compiler::apply`], the operations that then remove what nobody uses any more. They change no
-    /// verdict, and wait for grace periods, each of which takes the kernel some milliseconds.
+    /// With [`Compiler::apply`], and where tables are taken over, the operations that then remove what nobody
+    /// uses any more. They change no verdict, and wait for grace periods, each of which takes the kernel some
+    /// milliseconds.
     pub stale: Vec<Op>,
     /// Counts the plans of this compiler.
     pub revision: u64,
@@ -122,6 +124,10 @@ pub struct Compiler {
     pub(crate) unplaced: BTreeSet<IpAddr>,
     /// Rows of `peers` that found no room, by page and identity.
     pub(crate) unplaced_peers: BTreeSet<(u32, u32)>,
+    /// What the tables hold, before the first plan.
+    pub(crate) former: Option<Tables>,
+    /// Interfaces that were endpoints in the former tables, and are not any more.
+    pub(crate) leftovers: BTreeSet<u32>,
     pub(crate) garbage: Garbage,
     pub(crate) revision: u64,
 }
@@ -161,6 +167,8 @@ impl Compiler {
             starved: BTreeMap::new(),
             unplaced: BTreeSet::new(),
             unplaced_peers: BTreeSet::new(),
+            former: None,
+            leftovers: BTreeSet::new(),
             garbage: Garbage::default(),
             revision: 0,
         }
@@ -169,7 +177,11 @@ impl Compiler {
     /// All of [`Self::advance`], [`Self::retire`] and [`Self::bury`] in one plan, for those who have
     /// nothing else to do in the grace periods.
     pub fn apply(&mut self, changes: Vec<Change>) -> Plan {
-        let mut plan = self.advance(changes);
+        let plan = self.advance(changes);
+        self.and_garbage(plan)
+    }
+
+    fn and_garbage(&mut self, mut plan: Plan) -> Plan {
         for mut ops in [self.retire(plan.revision), self.bury()] {
             if !ops.is_empty() {
                 plan.stale.push(Op::Barrier);
@@ -213,10 +225,18 @@ impl Compiler {
         self.revoke(&mut draft);
         self.finish_moves(&moves, &transitional, &mut draft);
         self.garbage.transitional.extend(transitional.into_values());
-        Plan {
+        let plan = Plan {
             ops: draft.ops,
             stale: Vec::new(),
             revision: self.revision,
+        };
+        match self.former.take() {
+            // Taking tables over is one plan from its beginning to its end.
+            Some(former) => {
+                let plan = self.and_garbage(plan);
+                self.lead_over(former, plan)
+            }
+            None => plan,
         }
     }
 

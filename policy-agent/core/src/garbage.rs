@@ -216,7 +216,19 @@ impl Compiler {
         (judges, names): ([Judge; 2], BTreeSet<PortName>),
         draft: &mut Draft,
     ) {
-        let Some(id) = self.slots.allocate() else {
+        let mut row = Endpoint {
+            epoch: 1,
+            ingress_policy: policies[0],
+            egress_policy: policies[1],
+            ..Endpoint::default()
+        };
+        set_addresses(&mut row, endpoint);
+        let former = self.former_row(ifindex, &row);
+        if let Some(former) = former {
+            row.epoch = former.epoch.wrapping_add(1);
+        }
+        let id = former.map(|former| former.id);
+        let Some(id) = id.or_else(|| self.slots.allocate()) else {
             let problem = Problem::NoEndpointId {
                 ifindex,
                 pod: endpoint.pod.clone(),
@@ -224,14 +236,7 @@ impl Compiler {
             self.starved.entry(ifindex).or_default().push(problem);
             return;
         };
-        let mut row = Endpoint {
-            epoch: 1,
-            id,
-            ingress_policy: policies[0],
-            egress_policy: policies[1],
-            ..Endpoint::default()
-        };
-        set_addresses(&mut row, endpoint);
+        row.id = id;
         draft.ops.push(Op::PutEndpoint {
             ifindex,
             endpoint: row,

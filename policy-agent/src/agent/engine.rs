@@ -517,7 +517,7 @@ impl<K: Kernel> Engine<K> {
         );
         self.compiled = plan.revision;
         self.littered = true;
-        self.queue.extend(plan.ops);
+        self.queue.extend(plan.into_ops());
         self.compiled_arrivals.append(&mut self.arrived);
         self.report_problems();
     }

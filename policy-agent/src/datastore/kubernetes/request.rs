@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::decode::{self, Item};
+use super::list::Selection;
 use super::resource::Resource;
 
 /// How long an answer may take.
@@ -71,8 +72,8 @@ impl RequestError {
 pub(super) struct Collection {
     pub client: Client,
     pub resource: Resource,
-    /// Only the object of this name.
-    pub only: Option<String>,
+    /// Which of them.
+    pub selection: Selection,
 }
 
 /// A page of a list.
@@ -97,10 +98,10 @@ impl Collection {
         let params = ListParams {
             limit: Some(limit),
             continue_token: next,
-            field_selector: self.field_selector(),
+            field_selector: self.selection.field_selector(),
             ..ListParams::default()
         };
-        let request = Request::new(self.resource.path())
+        let request = Request::new(self.path())
             .list(&params)
             .map_err(kube::Error::BuildRequest)?;
         let read = async {
@@ -136,11 +137,11 @@ impl Collection {
     ) -> Result<Watch, RequestError> {
         let params = WatchParams {
             timeout: u32::try_from(lasting.as_secs()).ok(),
-            field_selector: self.field_selector(),
+            field_selector: self.selection.field_selector(),
             bookmarks: true,
             ..WatchParams::default()
         };
-        let request = Request::new(self.resource.path())
+        let request = Request::new(self.path())
             .watch(&params, version)
             .map_err(kube::Error::BuildRequest)?;
         let answer = timeout(PATIENCE, self.client.request_stream(request))
@@ -154,10 +155,11 @@ impl Collection {
         })
     }
 
-    fn field_selector(&self) -> Option<String> {
-        self.only
-            .as_ref()
-            .map(|name| format!("metadata.name={name}"))
+    fn path(&self) -> String {
+        match &self.selection.namespace {
+            Some(namespace) => self.resource.path_in(namespace),
+            None => self.resource.path().to_owned(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The agent's rows: the real agent on a node, beside a large cluster in the tests' own API server.
 
 mod cluster;
+mod ctl;
 mod latency;
 mod memory;
 mod wire;
@@ -21,6 +22,7 @@ pub(super) fn measure() -> Result<Vec<Row>> {
         let agent = world.agent()?;
         rows.extend(memory::measure(&agent, "10k", 40.0)?);
         rows.extend(latency::measure(&world, &agent)?);
+        rows.push(ctl::measure(&world, 10_000)?);
     }
     let world = World::new(100_000, POLICIES)?;
     let agent = world.agent()?;

@@ -1,6 +1,7 @@
 //! A node with a few real pods, and the API server that knows them and a large cluster.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -72,9 +73,15 @@ impl World {
 
     /// Starts the agent and waits until it enforces all of this.
     pub(super) fn agent(&self) -> Result<Agent<'_>> {
+        let file = self.kubeconfig()?;
+        Agent::start_from(&self.node, Source::Api(&[("KUBECONFIG", file.as_os_str())]))
+    }
+
+    /// A file by which clients find the API.
+    pub(super) fn kubeconfig(&self) -> Result<PathBuf> {
         let file = self.node.directory().join("kubeconfig");
         fs::write(&file, self.api.kubeconfig()).context("kubeconfig")?;
-        Agent::start_from(&self.node, Source::Api(&[("KUBECONFIG", file.as_os_str())]))
+        Ok(file)
     }
 
     /// Writes the client's pod, with this label `app`.
