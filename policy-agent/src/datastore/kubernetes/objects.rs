@@ -7,7 +7,7 @@ use policy_core::model::ObjectName;
 
 use super::decode::{self, Content, Item};
 use super::resource::Resource;
-use super::shared::SharedStrings;
+use super::shared::Shared;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange};
 
@@ -23,7 +23,7 @@ pub(super) struct Objects {
     list: u32,
     mistakes: BTreeMap<ObjectName, Vec<String>>,
     in_force: usize,
-    shared: SharedStrings,
+    shared: Shared,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl Objects {
             list: 0,
             mistakes: BTreeMap::new(),
             in_force: 0,
-            shared: SharedStrings::default(),
+            shared: Shared::default(),
         }
     }
 
