@@ -1,7 +1,6 @@
 //! Lists that one endpoint joins while another leaves them, as a peer of both is relabelled in the same
 //! batch; and peers without rows of their own that only their prefixes tell apart.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
