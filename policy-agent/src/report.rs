@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use policy_core::model::ObjectName;
 use serde::{Deserialize, Serialize};
 
 /// Answer to `GET /v1/status`.
@@ -151,10 +152,9 @@ pub struct CounterStatus {
     pub bytes: u64,
 }
 
-/// One item of `GET /v1/workloadendpoints`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct WorkloadEndpoint {
+/// A workload endpoint as Calico's users know it, whoever tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointName {
     /// The node.
     pub hostname: String,
     /// Always `k8s`.
@@ -167,6 +167,30 @@ pub struct WorkloadEndpoint {
     pub namespace: String,
     /// The pod's name.
     pub pod: String,
+}
+
+impl EndpointName {
+    /// Of the pod's interface `name` on node `hostname`.
+    #[must_use]
+    pub fn new(hostname: &str, pod: &ObjectName, name: &str) -> Self {
+        Self {
+            hostname: hostname.to_owned(),
+            orchestrator: "k8s".to_owned(),
+            workload: format!("{}.{}", pod.namespace, pod.name),
+            name: name.to_owned(),
+            namespace: pod.namespace.to_string(),
+            pod: pod.name.to_string(),
+        }
+    }
+}
+
+/// One item of `GET /v1/workloadendpoints`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadEndpoint {
+    /// Its name.
+    #[serde(flatten)]
+    pub endpoint: EndpointName,
     /// Host-side interface.
     pub interface: String,
     /// Its index.

@@ -132,6 +132,17 @@ pub enum Verdict {
     Drop = 1,
 }
 
+impl Verdict {
+    /// The word used in metrics and reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
 /// Number of counters per direction in `counters`; reasons have room to grow.
 pub const REASON_SLOTS: u32 = 32;
 const _: () = assert!(Reason::ALL.len() <= REASON_SLOTS as usize);

@@ -7,7 +7,6 @@ use policy_common::endpoint::Endpoint;
 use policy_common::flow::{FlowKey, FlowKeyV4, FlowKeyV6, PortPair, protocol};
 use policy_common::verdict::Reason;
 
-use crate::hot::PlainHeader;
 use crate::maps::{
     FLOWS_NEW_V4, FLOWS_NEW_V6, FLOWS_V4, FLOWS_V6, FlowTable, IDENTITY_V4, IDENTITY_V6,
     IdentityTable, NewFlowTable, PREFIX_V4, PREFIX_V6, PrefixTable,
@@ -46,7 +45,7 @@ pub(crate) trait Family: Sized + 'static {
     fn new_flows() -> &'static NewFlowTable<Self::Address>;
 
     /// What `hot` wants of the `HEADER_LEN` bytes at `header`; `None` when they say anything unusual.
-    fn plain_header(header: *const u8) -> Option<PlainHeader<Self>>;
+    fn plain_header(header: *const u8) -> Option<Network<Self>>;
     /// Parses the network header at `offset` and what stands between it and the L4 header.
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason>;
     /// Parses the network header of a packet that an ICMP error quotes, cut short as it may be;
@@ -103,7 +102,7 @@ impl Family for V4 {
         &FLOWS_NEW_V4
     }
     #[inline(always)]
-    fn plain_header(header: *const u8) -> Option<PlainHeader<Self>> {
+    fn plain_header(header: *const u8) -> Option<Network<Self>> {
         parse::plain_ipv4(header)
     }
     #[inline(always)]
@@ -181,7 +180,7 @@ impl Family for V6 {
         &FLOWS_NEW_V6
     }
     #[inline(always)]
-    fn plain_header(header: *const u8) -> Option<PlainHeader<Self>> {
+    fn plain_header(header: *const u8) -> Option<Network<Self>> {
         parse::plain_ipv6(header)
     }
     #[inline(always)]

@@ -271,13 +271,7 @@ fn judge_slowly<F: Family, const D: u8>(
     let filled = if seen == UNDECIDED {
         scratch::memory::<Scratch<F>>()
     } else {
-        let scratch = hot::fill::<F, D>(&TcContext::new(skb), &subject);
-        if let Some(scratch) = scratch {
-            scratch.in_table = (seen == KNOWN) as u8;
-            Some(scratch)
-        } else {
-            None
-        }
+        hot::fill::<F, D>(&TcContext::new(skb), &subject, seen == KNOWN)
     };
     let Some(scratch) = filled else {
         return Reason::NoPolicy as u32;

@@ -18,7 +18,6 @@ use policy_common::flow::{Signal, protocol};
 use policy_common::verdict::Reason;
 
 use crate::family::{Family, V4, V6};
-use crate::hot::PlainHeader;
 use crate::scratch;
 
 /// Offset of the network header.
@@ -137,7 +136,7 @@ pub(crate) fn be16(start: *const u8, offset: usize) -> u16 {
 
 /// An address at `offset`.
 #[inline(always)]
-pub(crate) fn address<A: Copy>(start: *const u8, offset: usize) -> A {
+fn address<A: Copy>(start: *const u8, offset: usize) -> A {
     // SAFETY: within the length asked for; alignment as in `be16`.
     unsafe { *start.add(offset).cast::<A>() }
 }
@@ -217,16 +216,20 @@ pub(crate) fn ipv4_header(skb: &TcContext, offset: usize) -> Result<Network<V4>,
 
 /// An IPv4 header without options, of a whole datagram, for [`crate::hot`].
 #[inline(always)]
-pub(crate) fn plain_ipv4(header: *const u8) -> Option<PlainHeader<V4>> {
+pub(crate) fn plain_ipv4(header: *const u8) -> Option<Network<V4>> {
     let fragment = Fragment::from_field(be16(header, offset_of!(Ipv4Hdr, frags)));
     if byte(header, offset_of!(Ipv4Hdr, vihl)) != 0x45 || fragment != Fragment::WHOLE {
         return None;
     }
-    Some(PlainHeader {
+    Some(Network {
         saddr: address(header, offset_of!(Ipv4Hdr, src_addr)),
         daddr: address(header, offset_of!(Ipv4Hdr, dst_addr)),
         protocol: byte(header, offset_of!(Ipv4Hdr, proto)),
-        len: be16(header, offset_of!(Ipv4Hdr, tot_len)) as usize,
+        hop_limit: byte(header, offset_of!(Ipv4Hdr, ttl)),
+        fragment,
+        identification: 0,
+        l4: NETWORK_OFFSET + Ipv4Hdr::LEN,
+        end: NETWORK_OFFSET + be16(header, offset_of!(Ipv4Hdr, tot_len)) as usize,
     })
 }
 
@@ -301,15 +304,20 @@ pub(crate) fn ipv6_header(skb: &TcContext, offset: usize) -> Result<Network<V6>,
 
 /// An IPv6 header, for [`crate::hot`]; its protocol may be the number of an extension header.
 #[inline(always)]
-pub(crate) fn plain_ipv6(header: *const u8) -> Option<PlainHeader<V6>> {
+pub(crate) fn plain_ipv6(header: *const u8) -> Option<Network<V6>> {
     if byte(header, 0) >> 4 != 6 {
         return None;
     }
-    Some(PlainHeader {
+    let l4 = NETWORK_OFFSET + size_of::<Ipv6Hdr>();
+    Some(Network {
         saddr: address(header, offset_of!(Ipv6Hdr, src_addr)),
         daddr: address(header, offset_of!(Ipv6Hdr, dst_addr)),
         protocol: byte(header, offset_of!(Ipv6Hdr, next_hdr)),
-        len: be16(header, offset_of!(Ipv6Hdr, payload_len)) as usize + size_of::<Ipv6Hdr>(),
+        hop_limit: byte(header, offset_of!(Ipv6Hdr, hop_limit)),
+        fragment: Fragment::WHOLE,
+        identification: 0,
+        l4,
+        end: l4 + be16(header, offset_of!(Ipv6Hdr, payload_len)) as usize,
     })
 }
 

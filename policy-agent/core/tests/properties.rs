@@ -268,6 +268,36 @@ fn of_oracle_by(cluster: &Cluster, compiler: &Compiler, remotes: &[IpAddr]) -> V
     of_oracle(cluster, &tables, remotes)
 }
 
+/// Fails where a verdict is neither the old one nor the new one.
+fn old_or_new(
+    when: impl Fn() -> String,
+    state: &Verdicts,
+    old: &Verdicts,
+    new: &Verdicts,
+) -> Result<(), TestCaseError> {
+    for (key, allowed) in state {
+        let (old, new) = (old.get(key), new.get(key));
+        // An endpoint that ends is detached already: nothing passes there any more.
+        prop_assert!(
+            old == Some(allowed) || new == Some(allowed) || new.is_none(),
+            "{}: {:?} is {}, and was {:?}, and will be {:?}",
+            when(),
+            key,
+            allowed,
+            old,
+            new,
+        );
+    }
+    Ok(())
+}
+
+/// The addresses in an endpoint's row.
+fn addresses(row: &Endpoint) -> Vec<IpAddr> {
+    let v4 = (row.flags & Endpoint::HAS_IPV4 != 0).then(|| row.ipv4.octets.into());
+    let v6 = (row.flags & Endpoint::HAS_IPV6 != 0).then(|| row.ipv6.octets.into());
+    v4.into_iter().chain(v6).collect()
+}
+
 /// Rows by table, for comparing sizes.
 fn sizes(tables: &Tables) -> [usize; 6] {
     [
@@ -355,27 +385,14 @@ proptest! {
             let after = of_tables(&tables, &remotes);
             prop_assert_eq!(&after, &of_oracle(&cluster, &tables, &remotes), "batch {}", number);
             for (step, state) in states.iter().enumerate() {
-                for (key, allowed) in state {
-                    let old = before.get(key);
-                    // An endpoint that ends is detached already: nothing passes there any more.
-                    let new = after.get(key);
-                    prop_assert!(
-                        old == Some(allowed) || new == Some(allowed) || new.is_none(),
-                        "batch {} operation {} {:?}: {:?} is {}, and was {:?}, and will be {:?}",
-                        number, step, ops[step], key, allowed, old, new,
-                    );
-                }
+                let when = || format!("batch {number} operation {step} {:?}", ops[step]);
+                old_or_new(when, state, &before, &after)?;
             }
             for (step, read, state) in late {
-                for (key, allowed) in state {
-                    let (old, new) = (before.get(&key), after.get(&key));
-                    prop_assert!(
-                        old == Some(&allowed) || new == Some(&allowed) || new.is_none(),
-                        "batch {} operation {} {:?}: {:?} is {} to a packet that has read {}, and was {:?}, \
-                         and will be {:?}",
-                        number, step, ops[step], key, allowed, read, old, new,
-                    );
-                }
+                let when = || format!(
+                    "to a packet that has read {read}, batch {number} operation {step} {:?}", ops[step]
+                );
+                old_or_new(when, &state, &before, &after)?;
             }
             let mut anew = Tables::default();
             let mut fresh = Compiler::new(Limits::default());
@@ -418,14 +435,7 @@ proptest! {
             let after = of_oracle(&cluster, &tables, &remotes);
             prop_assert_eq!(&of_tables(&tables, &remotes), &after, "batch {}", number);
             for (op, state) in plan.ops.iter().zip(states) {
-                for (key, allowed) in state {
-                    let (old, new) = (before.get(&key), after.get(&key));
-                    prop_assert!(
-                        old == Some(&allowed) || new == Some(&allowed) || new.is_none(),
-                        "batch {} {:?}: {:?} is {}, and was {:?}, and will be {:?}",
-                        number, op, key, allowed, old, new,
-                    );
-                }
+                old_or_new(|| format!("batch {number} {op:?}"), &state, &before, &after)?;
             }
             let mut garbage = Vec::new();
             if number == last {
@@ -510,7 +520,7 @@ proptest! {
         }
         for life in 0..lives {
             let before = of_tables(&tables, &remotes);
-            let ids = tables.ids();
+            let former = tables.clone();
             compiler = Compiler::adopting(Limits::default(), tables.clone());
             let plan = compiler.apply(history.clone());
             let in_force = plan.ops.len();
@@ -532,14 +542,7 @@ proptest! {
             }
             let wanted = of_oracle_by(&cluster, &compiler, &remotes);
             for (step, state) in states.iter().enumerate() {
-                for (key, allowed) in state {
-                    let (old, new) = (before.get(key), wanted.get(key));
-                    prop_assert!(
-                        old == Some(allowed) || new == Some(allowed) || new.is_none(),
-                        "life {} state {}: {:?} is {}, and was {:?}, and will be {:?}",
-                        life, step, key, allowed, old, new,
-                    );
-                }
+                old_or_new(|| format!("life {life} state {step}"), state, &before, &wanted)?;
             }
             if done >= in_force {
                 let now = of_tables(&tables, &remotes);
@@ -547,10 +550,13 @@ proptest! {
                     prop_assert_eq!(now.get(key), Some(allowed), "{:?}", key);
                 }
             }
-            // Flows of endpoints that stayed go on, and no id is used twice.
-            for row in compiler.endpoints() {
-                let fresh = row.id >> 16 == tables.generation || !ids.contains(&row.id);
-                prop_assert!(ids.contains(&row.id) || fresh);
+            // Flows of endpoints that stayed go on, and no id that flows could carry is used again.
+            for view in compiler.endpoints() {
+                let known = former.endpoints.get(&view.ifindex);
+                match known.filter(|row| addresses(row) == view.addresses) {
+                    Some(row) => prop_assert_eq!(view.id, row.id, "{:?}", view),
+                    None => prop_assert!(view.id >> 16 > former.generation, "{:?}", view),
+                }
             }
         }
         for ifindex in compiler.take_leftovers() {

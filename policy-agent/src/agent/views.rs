@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use policy_common::verdict::Verdict;
 use policy_core::model::ObjectName;
 use policy_core::{DirectionView, PolicyStatus as CompiledStatus};
 
@@ -12,8 +11,8 @@ use super::kernel::Kernel;
 use crate::dataplane::{CounterRow, Dataplane, TableUse};
 use crate::datastore::{ApiReport, NodePresence, ResourceReport, WatchState};
 use crate::report::{
-    ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, IdentityStatus, PolicyStatus,
-    ResourceStatus, TableStatus, WorkloadEndpoint,
+    ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, EndpointName, IdentityStatus,
+    PolicyStatus, ResourceStatus, TableStatus, WorkloadEndpoint,
 };
 
 /// Every endpoint that was found, sorted by workload.
@@ -32,12 +31,7 @@ pub(super) fn workload_endpoints<K: Kernel>(
         .map(|(local, EndpointState { word, error })| {
             let view = compiled.get(&local.ifindex);
             WorkloadEndpoint {
-                hostname: node.to_owned(),
-                orchestrator: "k8s".to_owned(),
-                workload: format!("{}.{}", local.pod.namespace, local.pod.name),
-                name: local.interface.clone(),
-                namespace: local.pod.namespace.to_string(),
-                pod: local.pod.name.to_string(),
+                endpoint: EndpointName::new(node, &local.pod, &local.interface),
                 interface: local.host_interface.clone(),
                 ifindex: local.ifindex,
                 addresses: local.addresses.clone(),
@@ -48,7 +42,8 @@ pub(super) fn workload_endpoints<K: Kernel>(
             }
         })
         .collect();
-    endpoints.sort_by(|a, b| (&a.workload, a.ifindex).cmp(&(&b.workload, b.ifindex)));
+    endpoints
+        .sort_by(|a, b| (&a.endpoint.workload, a.ifindex).cmp(&(&b.endpoint.workload, b.ifindex)));
     endpoints
 }
 
@@ -134,11 +129,7 @@ pub(super) fn counters(rows: &[CounterRow]) -> Vec<CounterStatus> {
         .filter(|row| row.packets > 0)
         .map(|row| CounterStatus {
             direction: row.direction.as_str().to_owned(),
-            verdict: match row.reason.verdict() {
-                Verdict::Pass => "pass",
-                Verdict::Drop => "drop",
-            }
-            .to_owned(),
+            verdict: row.reason.verdict().as_str().to_owned(),
             reason: row.reason.as_str().to_owned(),
             packets: row.packets,
             bytes: row.bytes,

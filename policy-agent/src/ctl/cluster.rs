@@ -7,24 +7,15 @@ use policy_core::model::{NetworkPolicy, ObjectName, Pod};
 use serde::Serialize;
 
 use crate::datastore::convert::PodObject;
+use crate::report::EndpointName;
 
-/// A pod of the cluster that policies can apply to. The fields that the agent's report has too have the
-/// same names there.
+/// A pod of the cluster that policies can apply to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ClusterEndpoint {
-    /// The node.
-    pub hostname: String,
-    /// Always `k8s`.
-    pub orchestrator: String,
-    /// Namespace and name of the pod, with a dot between.
-    pub workload: String,
-    /// Interface inside the pod.
-    pub name: String,
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod's name.
-    pub pod: String,
+    /// Its name.
+    #[serde(flatten)]
+    pub endpoint: EndpointName,
     /// The pod's addresses, as far as the API knows them.
     pub addresses: Vec<IpAddr>,
     /// Which policies isolate it; absent where the policies are not known.
@@ -88,13 +79,8 @@ impl Workloads {
     pub(super) fn endpoints(&self, policies: Option<&[NetworkPolicy]>) -> Vec<ClusterEndpoint> {
         let policies = policies.map(by_namespace);
         let endpoints = self.0.values().map(|(pod, node)| ClusterEndpoint {
-            hostname: node.clone(),
-            orchestrator: "k8s".to_owned(),
-            workload: format!("{}.{}", pod.name.namespace, pod.name.name),
-            // The API does not know the name; every network plugin gives this one to a pod's first interface.
-            name: "eth0".to_owned(),
-            namespace: pod.name.namespace.to_string(),
-            pod: pod.name.name.to_string(),
+            // The API does not know the interface; every network plugin names a pod's first one so.
+            endpoint: EndpointName::new(node, &pod.name, "eth0"),
             addresses: pod.addresses.clone(),
             isolation: policies.as_ref().map(|policies| {
                 let of_namespace = policies.get(&*pod.name.namespace);

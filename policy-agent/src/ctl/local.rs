@@ -40,7 +40,7 @@ impl Agent {
         Ok(match resource {
             Resource::WorkloadEndpoints => {
                 let mut list: Vec<WorkloadEndpoint> = self.ask("/v1/workloadendpoints").await?;
-                list.retain(|endpoint| {
+                list.retain(|WorkloadEndpoint { endpoint, .. }| {
                     is(&selection.namespace, &endpoint.namespace)
                         && is(&selection.name, &endpoint.pod)
                         && is(&selection.node, &endpoint.hostname)

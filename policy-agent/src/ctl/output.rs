@@ -60,11 +60,11 @@ impl Listing {
         match self {
             Self::WorkloadEndpoints(list) => list
                 .iter()
-                .map(|endpoint| endpoint.workload.clone() + "\n")
+                .map(|found| found.endpoint.workload.clone() + "\n")
                 .collect(),
             Self::ClusterEndpoints(list) => list
                 .iter()
-                .map(|endpoint| endpoint.workload.clone() + "\n")
+                .map(|found| found.endpoint.workload.clone() + "\n")
                 .collect(),
             Self::NetworkPolicies(list) => list
                 .iter()

@@ -5,27 +5,30 @@ use std::net::IpAddr;
 
 use super::table::render;
 use crate::report::{
-    ApiStatus, DirectionStatus, IdentityStatus, PolicyStatus, Status, TableStatus, WorkloadEndpoint,
+    ApiStatus, DirectionStatus, EndpointName, IdentityStatus, PolicyStatus, Status, TableStatus,
+    WorkloadEndpoint,
 };
 
-/// Columns as Calico's users know them.
+/// The columns that Calico's users know.
+pub(super) const ENDPOINT: [&str; 4] = ["HOSTNAME", "ORCHESTRATOR", "WORKLOAD", "NAME"];
+
+/// What stands in the columns of [`ENDPOINT`].
+pub(super) fn name(endpoint: &EndpointName) -> [String; 4] {
+    [
+        endpoint.hostname.clone(),
+        endpoint.orchestrator.clone(),
+        endpoint.workload.clone(),
+        endpoint.name.clone(),
+    ]
+}
+
 pub(super) fn workload_endpoints(list: &[WorkloadEndpoint], wide: bool) -> String {
-    let basic = |endpoint: &WorkloadEndpoint| {
-        [
-            endpoint.hostname.clone(),
-            endpoint.orchestrator.clone(),
-            endpoint.workload.clone(),
-            endpoint.name.clone(),
-        ]
-    };
     if !wide {
-        return render(
-            ["HOSTNAME", "ORCHESTRATOR", "WORKLOAD", "NAME"],
-            list.iter().map(basic).collect(),
-        );
+        let rows = list.iter().map(|found| name(&found.endpoint));
+        return render(ENDPOINT, rows.collect());
     }
     let rows = list.iter().map(|endpoint| {
-        let [hostname, orchestrator, workload, name] = basic(endpoint);
+        let [hostname, orchestrator, workload, name] = name(&endpoint.endpoint);
         let error = endpoint.error.as_ref().map(|error| format!(": {error}"));
         [
             hostname,
@@ -39,12 +42,13 @@ pub(super) fn workload_endpoints(list: &[WorkloadEndpoint], wide: bool) -> Strin
             format!("{}{}", endpoint.state, error.unwrap_or_default()),
         ]
     });
+    let [hostname, orchestrator, workload, name] = ENDPOINT;
     render(
         [
-            "HOSTNAME",
-            "ORCHESTRATOR",
-            "WORKLOAD",
-            "NAME",
+            hostname,
+            orchestrator,
+            workload,
+            name,
             "INTERFACE",
             "ADDRESSES",
             "INGRESS",
@@ -282,15 +286,15 @@ fn list(text: &mut String, title: &str, items: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use policy_core::model::ObjectName;
 
     fn endpoint() -> WorkloadEndpoint {
         WorkloadEndpoint {
-            hostname: "kubernetes-minion-group-tbmi".to_owned(),
-            orchestrator: "k8s".to_owned(),
-            workload: "kube-system.kube-dns-v20-jhk10".to_owned(),
-            name: "eth0".to_owned(),
-            namespace: "kube-system".to_owned(),
-            pod: "kube-dns-v20-jhk10".to_owned(),
+            endpoint: EndpointName::new(
+                "kubernetes-minion-group-tbmi",
+                &ObjectName::new("kube-system", "kube-dns-v20-jhk10"),
+                "eth0",
+            ),
             interface: "veth7".to_owned(),
             ifindex: 7,
             addresses: vec![[10, 0, 0, 5].into(), "fd00::5".parse().expect("v6")],

@@ -1,30 +1,19 @@
 //! What the API lists as tables.
 
 use super::cluster::{ClusterEndpoint, ClusterPolicy, IsolatedBy, Isolation};
-use super::print::{addresses, or_dash};
+use super::print::{ENDPOINT, addresses, name, or_dash};
 use super::table::render;
 
 /// In the place of what cannot be known.
 const UNKNOWN: &str = "unknown";
 
-/// Columns as Calico's users know them.
 pub(super) fn endpoints(list: &[ClusterEndpoint], wide: bool) -> String {
-    let basic = |endpoint: &ClusterEndpoint| {
-        [
-            endpoint.hostname.clone(),
-            endpoint.orchestrator.clone(),
-            endpoint.workload.clone(),
-            endpoint.name.clone(),
-        ]
-    };
     if !wide {
-        return render(
-            ["HOSTNAME", "ORCHESTRATOR", "WORKLOAD", "NAME"],
-            list.iter().map(basic).collect(),
-        );
+        let rows = list.iter().map(|found| name(&found.endpoint));
+        return render(ENDPOINT, rows.collect());
     }
     let rows = list.iter().map(|endpoint| {
-        let [hostname, orchestrator, workload, name] = basic(endpoint);
+        let [hostname, orchestrator, workload, name] = name(&endpoint.endpoint);
         let isolation = endpoint.isolation.as_ref();
         [
             hostname,
@@ -36,12 +25,13 @@ pub(super) fn endpoints(list: &[ClusterEndpoint], wide: bool) -> String {
             direction(isolation, |isolation| &isolation.egress),
         ]
     });
+    let [hostname, orchestrator, workload, name] = ENDPOINT;
     render(
         [
-            "HOSTNAME",
-            "ORCHESTRATOR",
-            "WORKLOAD",
-            "NAME",
+            hostname,
+            orchestrator,
+            workload,
+            name,
             "ADDRESSES",
             "INGRESS",
             "EGRESS",

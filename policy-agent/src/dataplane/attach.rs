@@ -21,6 +21,7 @@ use nix::net::if_::{if_indextoname, if_nametoindex};
 use super::clsact;
 use super::error::AttachError;
 use super::load::{FROM_POD, TO_POD};
+use super::removal::unless_gone;
 
 /// The pod's egress enters the host on the veth, and its ingress leaves the host there.
 pub(super) const PROGRAMS: [(&str, TcAttachType); 2] = [
@@ -357,10 +358,7 @@ fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType)> {
 }
 
 fn remove_pin(pin: &Path) -> Result<(), Failure> {
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::Pin(error)),
-        _ => Ok(()),
-    }
+    unless_gone(fs::remove_file(pin)).map_err(Failure::Pin)
 }
 
 /// The name that `ifindex` has now.

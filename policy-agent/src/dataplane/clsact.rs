@@ -14,6 +14,8 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use rtnetlink::Handle;
 
+use super::removal::unless_gone;
+
 /// Where the notes are.
 pub(super) fn notes(bpffs: &Path) -> PathBuf {
     bpffs.join("clsact")
@@ -46,10 +48,7 @@ pub(super) fn noted(bpffs: &Path) -> io::Result<BTreeSet<u32>> {
 
 /// Forgets an interface.
 pub(super) fn forget(bpffs: &Path, ifindex: u32) -> io::Result<()> {
-    match fs::remove_dir(notes(bpffs).join(ifindex.to_string())) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    unless_gone(fs::remove_dir(notes(bpffs).join(ifindex.to_string())))
 }
 
 /// A filter of a clsact qdisc.

@@ -48,11 +48,16 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> HashRows<K, V> {
                 self.rows += 1;
                 Ok(())
             }
-            Err(error) if is(&error, libc::EEXIST) => {
-                self.table.insert(Row(key), Row(value), 0).map_err(failed)
-            }
+            Err(error) if is(&error, libc::EEXIST) => self.replace(key, value),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Puts a row in the place of one that is there.
+    pub(super) fn replace(&mut self, key: K, value: V) -> Result<(), ApplyError> {
+        self.table
+            .insert(Row(key), Row(value), 0)
+            .map_err(|source| ApplyError::map(self.name, source))
     }
 
     pub(super) fn delete(&mut self, key: K) -> Result<(), ApplyError> {

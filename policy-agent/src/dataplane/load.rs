@@ -13,6 +13,7 @@ use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
 
 use super::error::LoadError;
+use super::removal::unless_gone;
 use super::row::Row;
 use super::tables::Tables;
 use super::{Dataplane, attach, bpffs, clock};
@@ -183,10 +184,7 @@ fn pin_maps(ebpf: &aya::Ebpf, dir: &Path) -> Result<(), LoadError> {
             source,
         };
         // An earlier agent's map: its programs hold it as long as they are attached.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        unless_gone(fs::remove_file(&path)).map_err(failed)?;
         let map = ebpf.map(spec.name).ok_or(LoadError::Missing(spec.name))?;
         map.pin(&path)
             .map_err(|error| failed(io::Error::other(error)))?;

@@ -60,7 +60,8 @@ fn remove_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+/// That what was to be removed is gone already is no error.
+pub(super) fn unless_gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -279,10 +279,13 @@ fn set_in_block<K: bytemuck::Pod>(
     place: usize,
     identity: Identity,
 ) -> Result<(), ApplyError> {
-    let mut row = table.get(block)?.unwrap_or_default();
+    let known = table.get(block)?;
+    let mut row = known.unwrap_or_default();
     row.ids[place] = identity.id;
     if row == IdentityBlock::default() {
         table.delete(block)
+    } else if known.is_some() {
+        table.replace(block, row)
     } else {
         table.put(block, row)
     }

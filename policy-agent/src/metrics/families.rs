@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::UNIX_EPOCH;
 
-use policy_common::verdict::Verdict;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, text,
@@ -205,7 +204,7 @@ impl Scrape {
             self.snapshot.counters.iter().map(|row| {
                 let labels = [
                     ("direction", row.direction.as_str()),
-                    ("verdict", verdict(row.reason.verdict())),
+                    ("verdict", row.reason.verdict().as_str()),
                     ("reason", row.reason.as_str()),
                 ];
                 (labels, row)
@@ -363,13 +362,6 @@ impl Collector for ProcessUse {
             "When the process started, since 1970.",
             self.started,
         )
-    }
-}
-
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Drop => "drop",
     }
 }
 

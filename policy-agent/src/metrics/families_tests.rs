@@ -208,7 +208,7 @@ fn the_reference_has_every_label_value() {
         let row = format!(
             "| `{}` | `{}` |",
             reason.as_str(),
-            verdict(reason.verdict())
+            reason.verdict().as_str()
         );
         assert!(REFERENCE.contains(&row), "{row}");
     }
