@@ -101,10 +101,10 @@ pub struct Settings {
 }
 
 /// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
-pub const RUN_DIR: &str = "/run/portcullis";
+pub const RUN_DIR: &str = policy_cni::api::RUN_DIR;
 
 /// Name of the local socket in the run directory.
-pub const SOCKET: &str = "agent.sock";
+pub const SOCKET: &str = policy_cni::api::SOCKET;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
