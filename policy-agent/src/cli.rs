@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing::Level;
 
+use crate::cni::InstallCni;
 use crate::config::{Config, Settings};
 use crate::{agent, logging};
 
@@ -23,7 +25,19 @@ enum Command {
     /// Enforce policies until told to stop by SIGTERM or SIGINT; what is enforced stays so afterwards
     #[command(after_help = RUN_HELP)]
     Run(Settings),
+    /// Put policy-cni into this node's CNI configuration, so that no pod runs before it is protected
+    #[command(after_help = INSTALL_CNI_HELP)]
+    InstallCni(InstallCni),
 }
+
+const INSTALL_CNI_HELP: &str = "\
+Every option is also an environment variable; the option wins.
+
+The configuration in force is the first in lexical order in --conf-dir, as container runtimes choose it. The
+plugin becomes its last; nothing else in it changes, and a .conf becomes a .conflist. What was there before is
+kept beside it, and --uninstall restores it, unless somebody changed it since: then only the plugin goes.
+
+Exit codes: 0 done, 1 error (nothing is half-written), 2 usage.";
 
 const RUN_HELP: &str = "\
 Every option is also an environment variable; the option wins.
@@ -44,9 +58,13 @@ Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
 /// Runs `policy-agent` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli {
-        command: Command::Run(settings),
-    } = Cli::parse();
+    let settings = match Cli::parse().command {
+        Command::Run(settings) => settings,
+        Command::InstallCni(options) => {
+            logging::init(Level::INFO);
+            return exit_code(options.run());
+        }
+    };
     let checked = settings
         .level()
         .and_then(|level| Ok((level, settings.validate()?)));
@@ -58,7 +76,11 @@ pub fn main() -> ExitCode {
         }
     };
     logging::init(level);
-    match run(config) {
+    exit_code(run(config))
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("policy-agent: {}", sentence(&error));
@@ -110,12 +132,14 @@ mod tests {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();
-        let run = cli.find_subcommand("run").expect("run");
-        for option in run
-            .get_arguments()
-            .filter(|option| option.get_id() != "help")
+        for command in cli
+            .get_subcommands()
+            .filter(|command| command.get_name() != "help")
         {
-            assert!(option.get_env().is_some(), "{}", option.get_id());
+            let options = command.get_arguments();
+            for option in options.filter(|option| option.get_id() != "help") {
+                assert!(option.get_env().is_some(), "{}", option.get_id());
+            }
         }
     }
 }

@@ -66,10 +66,7 @@ pub(crate) fn run(layout: &Layout, profile: Profile) -> Result<Built> {
     let compiler = setup::for_build()?;
     let built = objects(layout, &compiler, profile)?;
     let mut cargo = layout.cargo();
-    cargo
-        .arg("build")
-        .args(CRATES)
-        .args(profile.arguments());
+    cargo.arg("build").args(CRATES).args(profile.arguments());
     built.tell(&mut cargo);
     run::open(&mut cargo)?;
     for program in PROGRAMS {
