@@ -29,6 +29,11 @@ use with_both_plugins;
 /// A machine with the namespaces `shop`, isolated for ingress but for `app: web`, and `dev`, not isolated.
 fn machine() -> Node {
     let node = Node::new(Form::Routed).unwrap();
+    // An observer that asked for an address before it was there is not to be held up by that.
+    for family in ["ipv4", "ipv6"] {
+        let key = format!("net/{family}/neigh/default/retrans_time_ms");
+        node.netns().sysctl(&key, "10").unwrap();
+    }
     let store = node.datastore();
     store.put_namespace("shop", &[]).unwrap();
     store.put_namespace("dev", &[]).unwrap();
