@@ -29,11 +29,6 @@ use with_both_plugins;
 /// A machine with the namespaces `shop`, isolated for ingress but for `app: web`, and `dev`, not isolated.
 fn machine() -> Node {
     let node = Node::new(Form::Routed).unwrap();
-    // An observer that asked for an address before it was there is not to be held up by that.
-    for family in ["ipv4", "ipv6"] {
-        let key = format!("net/{family}/neigh/default/retrans_time_ms");
-        node.netns().sysctl(&key, "10").unwrap();
-    }
     let store = node.datastore();
     store.put_namespace("shop", &[]).unwrap();
     store.put_namespace("dev", &[]).unwrap();
@@ -48,5 +43,17 @@ ingress:
 /// The pod network, with a host outside that knows the way to it.
 fn network<'a>(node: &'a Node, plugin: &str) -> (Network<'a>, Host) {
     let outside = node.add_outside("outside", 10).unwrap();
+    if plugin == "bridge" {
+        // The plugin would make it. One that asked for an address before there was a pod with it is not to
+        // wait for long before it asks again.
+        let bridge = runner::BRIDGE;
+        node.netns()
+            .ip(&format!(
+                "link add {bridge} address 02:00:0a:f5:00:01 type bridge"
+            ))
+            .unwrap();
+        let key = format!("net/ipv4/neigh/{bridge}/retrans_time_ms");
+        node.netns().sysctl(&key, "10").unwrap();
+    }
     (Network::new(node, plugin), outside)
 }

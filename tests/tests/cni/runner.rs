@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 /// Where Debian has the reference plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 
+/// The bridge of the plugin of that name.
+pub(crate) const BRIDGE: &str = "pcl-br0";
+
 /// A CNI configuration on a node.
 pub(crate) struct Network<'a> {
     node: &'a Node,
@@ -70,7 +73,7 @@ impl<'a> Network<'a> {
         });
         let mut main = json!({"type": plugin, "ipam": ipam});
         if plugin == "bridge" {
-            main["bridge"] = json!("pcl-br0");
+            main["bridge"] = json!(BRIDGE);
             main["isGateway"] = json!(true);
         }
         let own = json!({"type": "policy-cni", "runDir": node.run_directory(), "timeout": 60});
