@@ -30,7 +30,7 @@ pub enum Query {
     /// Answered once everything that the datastore holds now is enforced.
     Sync(oneshot::Sender<SyncReport>),
     /// From the CNI plugin.
-    Cni(CniQuery),
+    Cni(Box<CniQuery>),
 }
 
 /// A sync under way.
@@ -79,7 +79,7 @@ impl Agent {
             // A scrape that gave up while the loop was busy.
             Query::Metrics(reply) if reply.is_closed() => {}
             Query::Metrics(reply) => drop(reply.send(self.snapshot())),
-            Query::Cni(query) => self.answer_cni(query),
+            Query::Cni(query) => self.answer_cni(*query),
             Query::Sync(reply) => {
                 self.last_token += 1;
                 let token = SyncToken(self.last_token);

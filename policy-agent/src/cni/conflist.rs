@@ -124,7 +124,7 @@ impl Conflist {
 
     /// Whether ours is among the plugins.
     pub(super) fn has_ours(&self) -> bool {
-        self.plugins.iter().any(is_ours)
+        self.plugins.iter().any(|plugin| is_ours(plugin))
     }
 
     /// The list without ours.
@@ -191,7 +191,7 @@ fn plugin_type(plugin: &RawValue) -> Option<String> {
     Some(typed.r#type).filter(|kind| !kind.is_empty())
 }
 
-fn is_ours(plugin: &Box<RawValue>) -> bool {
+fn is_ours(plugin: &RawValue) -> bool {
     plugin_type(plugin).as_deref() == Some(TYPE)
 }
 

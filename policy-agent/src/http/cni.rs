@@ -82,7 +82,7 @@ impl Asker {
         refusal: StatusCode,
     ) -> Response {
         let (reply, answer) = oneshot::channel();
-        let sent = self.queries.send(Query::Cni(query(reply))).await;
+        let sent = self.queries.send(Query::Cni(Box::new(query(reply)))).await;
         match (sent, answer.await) {
             (Ok(()), Ok(Ok(()))) => Json(Done {}).into_response(),
             (Ok(()), Ok(Err(why))) => failure(refusal, why),
