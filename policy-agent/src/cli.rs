@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing::Level;
 
 use crate::cni::InstallCni;
+use crate::completion::Completion;
 use crate::config::{Config, Settings};
+use crate::uninstall::{self, Places};
 use crate::{agent, logging};
 
 /// Exit code for a setting or flag that cannot be taken, as clap has it for flags.
@@ -24,20 +26,16 @@ struct Cli {
 enum Command {
     /// Enforce policies until told to stop by SIGTERM or SIGINT; what is enforced stays so afterwards
     #[command(after_help = RUN_HELP)]
-    Run(Settings),
+    Run(Box<Settings>),
     /// Put policy-cni into this node's CNI configuration, so that no pod runs before it is protected
     #[command(after_help = INSTALL_CNI_HELP)]
     InstallCni(InstallCni),
+    /// Print a completion script, such as for `source <(policy-agent completion bash)`
+    Completion(Completion),
+    /// Take everything off this node that agents put there, and prove that nothing is left
+    #[command(after_help = UNINSTALL_HELP)]
+    Uninstall(Places),
 }
-
-const INSTALL_CNI_HELP: &str = "\
-Every option is also an environment variable; the option wins.
-
-The configuration in force is the first in lexical order in --conf-dir, as container runtimes choose it. The
-plugin becomes its last; nothing else in it changes, and a .conf becomes a .conflist. What was there before is
-kept beside it, and --uninstall restores it, unless somebody changed it since: then only the plugin goes.
-
-Exit codes: 0 done, 1 error (nothing is half-written), 2 usage.";
 
 const RUN_HELP: &str = "\
 Every option is also an environment variable; the option wins.
@@ -51,35 +49,60 @@ Pods and NetworkPolicies, several documents a file, and Lists of them. Pods of t
 spec.nodeName is --nodename or absent; their interfaces are found by the addresses in status.podIPs. A file
 with a mistake is reported by file, line and field, and its last good state stays in force.
 
-Needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON) and Linux 5.10 or later. Ask it with policyctl.
+Needs root (with CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_PERFMON, and before Linux 5.11
+CAP_SYS_RESOURCE) and Linux 5.10 or later. Ask it with policyctl.
 
 Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
+
+const INSTALL_CNI_HELP: &str = "\
+Every option is also an environment variable; the option wins.
+
+The configuration in force is the first in lexical order in --conf-dir, as container runtimes choose it. The
+plugin becomes its last; nothing else in it changes, and a .conf becomes a .conflist. What was there before is
+kept beside it, and --uninstall restores it, unless somebody changed it since: then only the plugin goes.
+
+Exit codes: 0 done, 1 error (nothing is half-written), 2 usage.";
+
+const UNINSTALL_HELP: &str = "\
+Stop the agent first: while one runs, this refuses. Afterwards pods of this node are protected by no policy.
+
+Removes the programs from every interface of this network namespace, the pins and their directory, the local
+socket and the lock. Prints each thing removed, then looks again at interfaces, pins, and the programs and
+maps that were in the kernel. May be run again; where there is nothing to remove, it says so.
+
+Needs root (in a container: a privileged one with the node's network and its /sys/fs/bpf).
+
+Exit codes: 0 nothing is left, 1 an agent runs, or something is left, which is named, 2 usage.";
 
 /// Runs `policy-agent` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let settings = match Cli::parse().command {
-        Command::Run(settings) => settings,
+    let result = match Cli::parse().command {
+        Command::Run(settings) => {
+            let checked = settings
+                .level()
+                .and_then(|level| Ok((level, settings.validate()?)));
+            match checked {
+                Ok((level, config)) => {
+                    logging::init(level);
+                    run(config)
+                }
+                Err(error) => {
+                    eprintln!("policy-agent: {error}");
+                    return ExitCode::from(USAGE);
+                }
+            }
+        }
         Command::InstallCni(options) => {
             logging::init(Level::INFO);
-            return exit_code(options.run());
+            options.run()
         }
-    };
-    let checked = settings
-        .level()
-        .and_then(|level| Ok((level, settings.validate()?)));
-    let (level, config) = match checked {
-        Ok(checked) => checked,
-        Err(error) => {
-            eprintln!("policy-agent: {error}");
-            return ExitCode::from(USAGE);
+        Command::Completion(completion) => {
+            completion.print(Cli::command());
+            return ExitCode::SUCCESS;
         }
+        Command::Uninstall(places) => uninstall(&places),
     };
-    logging::init(level);
-    exit_code(run(config))
-}
-
-fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,10 +136,17 @@ fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
+fn uninstall(places: &Places) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(uninstall::run(places, &mut std::io::stdout()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
+    use crate::completion::assert_complete;
 
     #[test]
     fn causes_are_said_once() {
@@ -128,18 +158,37 @@ mod tests {
     }
 
     #[test]
+    fn shells_complete_subcommands_and_options() {
+        assert_complete(&Cli::command(), &["run", "datastore-type", "k8s-ca-file"]);
+    }
+
+    #[test]
     fn the_command_line_is_sound_and_every_option_is_a_variable() {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();
-        for command in cli
-            .get_subcommands()
-            .filter(|command| command.get_name() != "help")
-        {
-            let options = command.get_arguments();
-            for option in options.filter(|option| option.get_id() != "help") {
+        for command in ["run", "install-cni", "uninstall"] {
+            let command = cli.find_subcommand(command).expect(command);
+            for option in command
+                .get_arguments()
+                .filter(|option| option.get_id() != "help")
+            {
                 assert!(option.get_env().is_some(), "{}", option.get_id());
             }
+        }
+    }
+
+    #[test]
+    fn every_option_and_variable_is_documented() {
+        let document = include_str!("../../docs/reference/configuration.md");
+        let mut cli = Cli::command();
+        cli.build();
+        let run = cli.find_subcommand("run").expect("run");
+        for option in run.get_opts() {
+            let variable = option.get_env().expect("a variable").to_string_lossy();
+            let long = option.get_long().expect("a long option");
+            let row = format!("| `{variable}` | `--{long}` |");
+            assert!(document.contains(&row), "{row}");
         }
     }
 }

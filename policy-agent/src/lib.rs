@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod cli;
 pub mod cni;
+pub mod completion;
 pub mod config;
 pub mod ctl;
 pub mod dataplane;
@@ -10,5 +11,7 @@ pub mod datastore;
 pub mod endpoint;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod report;
+pub mod uninstall;

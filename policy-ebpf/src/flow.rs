@@ -114,7 +114,7 @@ pub(crate) fn resolve<F: Family>(
     let (opened, exempt, judged) = if flow.is_null() {
         (packet.direction, from_node(), false)
     } else {
-        // SAFETY (here and below): a row of an LRU table; see `established`.
+        // SAFETY: a row of an LRU table; see `established`.
         let row = unsafe { &*flow };
         (
             initiator(flow),
@@ -130,6 +130,7 @@ pub(crate) fn resolve<F: Family>(
             denied(decision)
         };
     }
+    // SAFETY: as above.
     let row = unsafe { &mut *flow };
     if !allowed {
         // Cut. The entry stays, so that the other side's packets cannot pass for a new flow in their

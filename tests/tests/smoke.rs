@@ -78,4 +78,12 @@ fn policies_are_enforced() {
     check("and denied again", &rows(false, false));
     agent.kill().unwrap();
     check("without an agent", &rows(false, false));
+
+    let output = Agent::uninstall(&node).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("nothing is left"),
+        "{output:?}"
+    );
+    check("uninstalled", &rows(true, true));
 }

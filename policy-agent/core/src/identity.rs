@@ -37,6 +37,14 @@ impl Numbers {
         }
     }
 
+    /// Takes numbers before any is handed out.
+    pub(crate) fn reserve(&mut self, taken: &BTreeSet<u32>) {
+        let Some(last) = taken.last() else { return };
+        let first = self.next;
+        self.next = last + 1;
+        self.free = (first..self.next).filter(|n| !taken.contains(n)).collect();
+    }
+
     pub(crate) fn allocate(&mut self) -> u32 {
         self.free.pop_first().unwrap_or_else(|| {
             self.next += 1;

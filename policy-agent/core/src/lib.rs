@@ -14,6 +14,7 @@
 //! the plan or the one from after it.
 
 mod addresses;
+mod adopt;
 mod atom;
 mod compiler;
 mod garbage;

@@ -4,6 +4,7 @@
 //! value that exists is a value that makes sense.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,8 +33,8 @@ impl ObjectName {
     }
 }
 
-impl std::fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
@@ -86,12 +87,12 @@ pub struct NamedPort {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
-    /// Its labels.
-    pub labels: Labels,
+    /// Its labels; copies of a pod share them.
+    pub labels: Arc<Labels>,
     /// `status.podIPs`, at most one of each family; empty while unknown.
     pub addresses: Vec<IpAddr>,
-    /// Its named ports.
-    pub ports: BTreeSet<NamedPort>,
+    /// Its named ports; copies of a pod share them.
+    pub ports: Arc<BTreeSet<NamedPort>>,
     /// Phase Succeeded or Failed: owns no address any more.
     pub terminated: bool,
     /// Orders pods that claim one address: the newest live pod owns it. Seconds since 1970 of
@@ -138,6 +139,33 @@ impl LabelSelector {
                 Requirement::Exists(key) => labels.contains_key(key),
                 Requirement::DoesNotExist(key) => !labels.contains_key(key),
             })
+    }
+}
+
+/// As `kubectl --selector` takes it.
+impl fmt::Display for LabelSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, requirement) in self.requirements.iter().enumerate() {
+            let comma = if position > 0 { "," } else { "" };
+            write!(f, "{comma}{requirement}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |values: &BTreeSet<Arc<str>>| {
+            let values: Vec<_> = values.iter().map(AsRef::as_ref).collect();
+            values.join(",")
+        };
+        match self {
+            Self::In(key, values) if values.len() == 1 => write!(f, "{key}={}", list(values)),
+            Self::In(key, values) => write!(f, "{key} in ({})", list(values)),
+            Self::NotIn(key, values) => write!(f, "{key} notin ({})", list(values)),
+            Self::Exists(key) => f.write_str(key),
+            Self::DoesNotExist(key) => write!(f, "!{key}"),
+        }
     }
 }
 

@@ -32,6 +32,26 @@ impl Ranges {
         Some(first)
     }
 
+    /// Takes a range out of what is free, as far as it is.
+    pub(crate) fn take(&mut self, first: u32, len: u32) {
+        let end = first + len;
+        let touched: Vec<(u32, u32)> = self
+            .free
+            .range(..end)
+            .map(|(start, room)| (*start, start + room))
+            .filter(|(_, free_end)| *free_end > first)
+            .collect();
+        for (start, free_end) in touched {
+            self.free.remove(&start);
+            if start < first {
+                self.free.insert(start, first - start);
+            }
+            if free_end > end {
+                self.free.insert(end, free_end - end);
+            }
+        }
+    }
+
     /// Takes a range back.
     pub(crate) fn release(&mut self, mut first: u32, mut len: u32) {
         if let Some(room) = self.free.remove(&(first + len)) {
@@ -63,6 +83,11 @@ mod tests {
         assert_eq!(ranges.allocate(5), None);
         ranges.release(5, 3);
         assert_eq!(ranges.allocate(10), Some(1));
+        ranges.release(1, 10);
+        ranges.take(3, 2);
+        assert_eq!(ranges.allocate(3), Some(5));
+        assert_eq!(ranges.allocate(2), Some(1));
+        assert_eq!(ranges.allocate(4), None);
         assert_eq!(Ranges::new(1, 1).allocate(1), None);
     }
 }

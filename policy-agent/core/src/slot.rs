@@ -1,6 +1,6 @@
 //! Endpoint ids: a slot that is unique among live endpoints, and the generation of its user.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Hands out endpoint ids, `generation << 16 | slot`.
 #[derive(Debug, Default)]
@@ -8,18 +8,35 @@ pub(crate) struct Slots {
     /// Slots that were used before, the longest unused first.
     free: VecDeque<u32>,
     used_ever: u16,
+    /// Of slots that were not used before, in the upper 16 bits.
+    generation: u32,
+    /// Slots that were taken before the first was handed out.
+    taken: BTreeSet<u16>,
 }
 
 impl Slots {
     /// A fresh id; `None` when every slot is in use.
     pub(crate) fn allocate(&mut self) -> Option<u32> {
-        if let Some(slot) = self.used_ever.checked_add(1) {
+        while let Some(slot) = self.used_ever.checked_add(1) {
             self.used_ever = slot;
-            return Some(u32::from(slot));
+            if !self.taken.contains(&slot) {
+                return Some(self.generation | u32::from(slot));
+            }
         }
         self.free
             .pop_front()
             .map(|former| former.wrapping_add(1 << 16))
+    }
+
+    /// Begins with a generation, 16 bits of it, and ids that endpoints have already.
+    pub(crate) fn begin_generation(&mut self, generation: u32, ids: &[u32]) {
+        self.generation = generation << 16;
+        self.taken = ids.iter().map(|id| *id as u16).collect();
+    }
+
+    /// The generation that this began with.
+    pub(crate) const fn generation(&self) -> u32 {
+        self.generation >> 16
     }
 
     /// Takes an id back.
@@ -41,5 +58,9 @@ mod tests {
         slots.release(7);
         assert_eq!(slots.allocate(), Some(1 << 16 | 7));
         assert_eq!(slots.allocate(), None);
+        let mut slots = Slots::default();
+        slots.begin_generation(64, &[1, 3 | 5 << 16]);
+        let ids = [slots.allocate(), slots.allocate()];
+        assert_eq!(ids, [Some(64 << 16 | 2), Some(64 << 16 | 4)]);
     }
 }

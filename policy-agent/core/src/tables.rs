@@ -35,9 +35,21 @@ pub struct Tables {
     pub identities: BTreeMap<IpAddr, u32>,
     /// `prefix_v4` and `prefix_v6`.
     pub prefixes: BTreeMap<IpNet, u32>,
+    /// The generation of endpoint ids that was begun last: the epoch in row [`Tables::GENERATION`] of
+    /// `endpoints`.
+    pub generation: u32,
 }
 
 impl Tables {
+    /// The row of `endpoints` that keeps [`Tables::generation`]; no interface has this index.
+    pub const GENERATION: u32 = 0;
+
+    /// The ids of all endpoints.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u32> {
+        self.endpoints.values().map(|row| row.id).collect()
+    }
+
     /// Executes an operation.
     pub fn apply(&mut self, op: &Op) {
         match op {
@@ -77,6 +89,10 @@ impl Tables {
             Op::DeletePrefix { prefix } => {
                 self.prefixes.remove(prefix);
             }
+            Op::PutEndpoint {
+                ifindex: Self::GENERATION,
+                endpoint,
+            } => self.generation = endpoint.epoch,
             Op::PutEndpoint { ifindex, endpoint } => {
                 self.endpoints.insert(*ifindex, *endpoint);
             }

@@ -11,7 +11,7 @@ use policy_common::verdict::Direction;
 use crate::atom::{Atom, Scope};
 use crate::compiler::{Compiler, Judge};
 use crate::limits::Problem;
-use crate::model::{LabelSelector, ObjectName, Requirement};
+use crate::model::ObjectName;
 use crate::page::DENY_ALL;
 
 /// One direction of an endpoint that is isolated in it.
@@ -362,12 +362,12 @@ fn words(atom: &Atom) -> String {
                 Scope::Selector(selector) if selector.requirements.is_empty() => {
                     "all namespaces".to_owned()
                 }
-                Scope::Selector(selector) => format!("namespaces {}", selector_words(selector)),
+                Scope::Selector(selector) => format!("namespaces {selector}"),
             };
             if pods.requirements.is_empty() {
                 format!("all pods in {scope}")
             } else {
-                format!("pods {} in {scope}", selector_words(pods))
+                format!("pods {pods} in {scope}")
             }
         }
         Atom::Block { cidr, except } if except.is_empty() => cidr.to_string(),
@@ -380,28 +380,4 @@ fn words(atom: &Atom) -> String {
             format!("{whose} with port {} = {}", port.name, port.port)
         }
     }
-}
-
-fn selector_words(selector: &LabelSelector) -> String {
-    let requirements = selector
-        .requirements
-        .iter()
-        .map(|requirement| match requirement {
-            Requirement::In(key, values) if values.len() == 1 => {
-                format!("{key}={}", values.iter().next().map_or("", |value| value))
-            }
-            Requirement::In(key, values) => format!("{key} in ({})", join(values)),
-            Requirement::NotIn(key, values) => format!("{key} not in ({})", join(values)),
-            Requirement::Exists(key) => key.to_string(),
-            Requirement::DoesNotExist(key) => format!("!{key}"),
-        });
-    requirements.collect::<Vec<_>>().join(",")
-}
-
-fn join(values: &BTreeSet<std::sync::Arc<str>>) -> String {
-    values
-        .iter()
-        .map(|value| value.as_ref())
-        .collect::<Vec<_>>()
-        .join(", ")
 }

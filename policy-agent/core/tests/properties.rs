@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use policy_common::endpoint::Endpoint;
 use policy_common::verdict::Direction;
 use policy_core::model::{
     Change, LabelSelector, Labels, LocalEndpoint, NamedPort, Namespace, NetworkPolicy, ObjectName,
@@ -162,9 +163,9 @@ fn pod() -> impl Strategy<Value = Pod> {
         .prop_map(
             |(name, labels, addresses, ports, terminated, created)| Pod {
                 name,
-                labels,
+                labels: Arc::new(labels),
                 addresses,
-                ports,
+                ports: Arc::new(ports),
                 terminated,
                 created,
                 uid: "".into(),
@@ -252,6 +253,19 @@ fn of_oracle(cluster: &Cluster, tables: &Tables, remotes: &[IpAddr]) -> Verdicts
         }
     }
     verdicts
+}
+
+/// The oracle's verdicts, by the ids that a compiler gave the endpoints.
+fn of_oracle_by(cluster: &Cluster, compiler: &Compiler, remotes: &[IpAddr]) -> Verdicts {
+    let mut tables = Tables::default();
+    for row in compiler.endpoints() {
+        let endpoint = Endpoint {
+            id: row.id,
+            ..Endpoint::default()
+        };
+        tables.endpoints.insert(row.ifindex, endpoint);
+    }
+    of_oracle(cluster, &tables, remotes)
 }
 
 /// Rows by table, for comparing sizes.
@@ -379,6 +393,70 @@ proptest! {
         }
     }
 
+    /// What nobody uses any more goes between plans, at once or much later, and all of it in the end.
+    #[test]
+    fn garbage_goes_at_any_time_and_changes_no_verdict(
+        batches in prop::collection::vec(
+            (prop::collection::vec(change(), 1..6), 0..4_u64, any::<bool>()), 1..12),
+    ) {
+        let remotes = remotes();
+        let mut compiler = Compiler::new(Limits::default());
+        let mut tables = Tables::default();
+        let mut cluster = Cluster::default();
+        let last = batches.len() - 1;
+        for (number, (batch, behind, bury)) in batches.iter().enumerate() {
+            let before = of_tables(&tables, &remotes);
+            for change in batch {
+                cluster.apply(change.clone());
+            }
+            let plan = compiler.advance(batch.clone());
+            let mut states = Vec::new();
+            for op in &plan.ops {
+                tables.apply(op);
+                states.push(of_tables(&tables, &remotes));
+            }
+            let after = of_oracle(&cluster, &tables, &remotes);
+            prop_assert_eq!(&of_tables(&tables, &remotes), &after, "batch {}", number);
+            for (op, state) in plan.ops.iter().zip(states) {
+                for (key, allowed) in state {
+                    let (old, new) = (before.get(&key), after.get(&key));
+                    prop_assert!(
+                        old == Some(&allowed) || new == Some(&allowed) || new.is_none(),
+                        "batch {} {:?}: {:?} is {}, and was {:?}, and will be {:?}",
+                        number, op, key, allowed, old, new,
+                    );
+                }
+            }
+            let mut garbage = Vec::new();
+            if number == last {
+                garbage.extend(compiler.retire(plan.revision));
+                garbage.extend(compiler.bury());
+            } else {
+                if let Some(revision) = plan.revision.checked_sub(*behind).filter(|_| *behind < 3) {
+                    garbage.extend(compiler.retire(revision));
+                }
+                if *bury {
+                    garbage.extend(compiler.bury());
+                }
+            }
+            for op in garbage {
+                tables.apply(&op);
+                prop_assert_eq!(&of_tables(&tables, &remotes), &after, "batch {} {:?}", number, op);
+            }
+        }
+        prop_assert!(!compiler.has_garbage() && !compiler.has_retired());
+        let history: Vec<Vec<Change>> = batches.into_iter().map(|(batch, ..)| batch).collect();
+        let mut anew = Tables::default();
+        for op in Compiler::new(Limits::default()).apply(rebuilt(&history)).into_ops() {
+            anew.apply(&op);
+        }
+        prop_assert_eq!(sizes(&tables), sizes(&anew), "rows left over");
+        let counted = compiler.table_use();
+        prop_assert_eq!(counted["peers"], tables.peers.len());
+        prop_assert_eq!(counted["ports"], tables.ports.len());
+        prop_assert_eq!(counted["policies"], tables.policies.len());
+    }
+
     /// A change that takes access away, or changes it, must start a new epoch for whom it concerns.
     #[test]
     fn verdicts_change_only_with_the_epoch(
@@ -402,6 +480,99 @@ proptest! {
                 }
             }
         }
+    }
+
+    /// A compiler that takes over what another left, in the middle of a plan, leads to where the cluster is
+    /// by then without a wrong verdict on the way.
+    #[test]
+    fn tables_are_taken_over_without_a_wrong_verdict(
+        batches in prop::collection::vec(prop::collection::vec(change(), 1..6), 1..5),
+        away in prop::collection::vec(change(), 0..6),
+        later in prop::collection::vec(change(), 1..6),
+        death in any::<prop::sample::Index>(),
+        lives in 1..3_usize,
+    ) {
+        let remotes = remotes();
+        let mut tables = Tables::default();
+        let mut cluster = Cluster::default();
+        let mut history = Vec::new();
+        let mut compiler = Compiler::new(Limits::default());
+        for batch in &batches {
+            history.extend(batch.clone());
+            let ops: Vec<Op> = compiler.apply(batch.clone()).into_ops().collect();
+            let is_last = history.len() == batches.iter().map(Vec::len).sum::<usize>();
+            let done = if is_last { death.index(ops.len() + 1) } else { ops.len() };
+            ops[..done].iter().for_each(|op| tables.apply(op));
+        }
+        history.extend(away);
+        for change in &history {
+            cluster.apply(change.clone());
+        }
+        for life in 0..lives {
+            let before = of_tables(&tables, &remotes);
+            let ids = tables.ids();
+            compiler = Compiler::adopting(Limits::default(), tables.clone());
+            let plan = compiler.apply(history.clone());
+            let in_force = plan.ops.len();
+            let ops: Vec<Op> = plan.into_ops().collect();
+            // Dies once more on the way, but for the last time.
+            let done = if life + 1 < lives { death.index(ops.len() + 1) } else { ops.len() };
+            let mut states = Vec::new();
+            let mut oldest = tables.clone();
+            for op in &ops[..done] {
+                tables.apply(op);
+                states.push(of_tables(&tables, &remotes));
+                if *op == Op::Barrier {
+                    oldest = tables.clone();
+                } else {
+                    let mut mixed = tables.clone();
+                    mixed.endpoints = oldest.endpoints.clone();
+                    states.push(of_tables(&mixed, &remotes));
+                }
+            }
+            let wanted = of_oracle_by(&cluster, &compiler, &remotes);
+            for (step, state) in states.iter().enumerate() {
+                for (key, allowed) in state {
+                    let (old, new) = (before.get(key), wanted.get(key));
+                    prop_assert!(
+                        old == Some(allowed) || new == Some(allowed) || new.is_none(),
+                        "life {} state {}: {:?} is {}, and was {:?}, and will be {:?}",
+                        life, step, key, allowed, old, new,
+                    );
+                }
+            }
+            if done >= in_force {
+                let now = of_tables(&tables, &remotes);
+                for (key, allowed) in &wanted {
+                    prop_assert_eq!(now.get(key), Some(allowed), "{:?}", key);
+                }
+            }
+            // Flows of endpoints that stayed go on, and no id is used twice.
+            for row in compiler.endpoints() {
+                let fresh = row.id >> 16 == tables.generation || !ids.contains(&row.id);
+                prop_assert!(ids.contains(&row.id) || fresh);
+            }
+        }
+        for ifindex in compiler.take_leftovers() {
+            tables.apply(&Op::DeleteEndpoint { ifindex });
+        }
+        let fresh_sizes = |history: &[Change]| {
+            let mut anew = Tables::default();
+            let mut fresh = Compiler::new(Limits::default());
+            fresh.apply(history.to_vec()).into_ops().for_each(|op| anew.apply(&op));
+            sizes(&anew)
+        };
+        prop_assert_eq!(sizes(&tables), fresh_sizes(&history), "rows left over");
+        for change in &later {
+            cluster.apply(change.clone());
+        }
+        compiler.apply(later.clone()).into_ops().for_each(|op| tables.apply(&op));
+        let now = of_tables(&tables, &remotes);
+        prop_assert_eq!(now, of_oracle(&cluster, &tables, &remotes));
+        history.extend(later);
+        prop_assert_eq!(sizes(&tables), fresh_sizes(&history), "rows left over afterwards");
+        prop_assert_eq!(compiler.table_use()["peers"], tables.peers.len());
+        prop_assert_eq!(compiler.table_use()["ports"], tables.ports.len());
     }
 
     /// A flow that was allowed at any moment of a plan, and is denied after it, meets a later epoch.

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Announcement;
 
-const DIRECTORY: &str = "attachments";
+/// Their directory, within the run directory.
+pub(super) const DIRECTORY: &str = "attachments";
 const SUFFIX: &str = ".json";
 /// Not a file that is read back: a container id begins with a letter or digit.
 const DRAFT: &str = ".draft";

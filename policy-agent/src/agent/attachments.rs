@@ -8,9 +8,12 @@ use policy_cni::api::{AddRequest, Attachment, AttachmentKey, GcRequest};
 use tokio::sync::oneshot;
 
 use super::Agent;
-use super::attachment_files::AttachmentFiles;
+use super::attachment_files::{self, AttachmentFiles};
 use super::readiness::ENDPOINTS_ENFORCED;
 use crate::endpoint::{Announcement, Interface, Scan};
+
+/// The directory of announcements, within the run directory.
+pub const ATTACHMENTS: &str = attachment_files::DIRECTORY;
 
 /// Done, or why not.
 pub type CniAnswer = Result<(), String>;

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+/// Name of the lock in the run directory.
+pub const FILE: &str = "agent.lock";
+
 /// Held as long as the agent runs; the kernel lets go of it however the agent ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -55,7 +58,7 @@ pub fn run_directory(directory: &Path) -> Result<Lock, LockError> {
         .mode(0o755)
         .create(directory)
         .map_err(|error| failed(directory, error))?;
-    let path = directory.join("agent.lock");
+    let path = directory.join(FILE);
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

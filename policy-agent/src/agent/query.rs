@@ -145,7 +145,10 @@ impl Agent {
             .iter()
             .map(ToString::to_string)
             .collect();
-        problems.extend(report.api.iter().flat_map(views::api_problems));
+        if let Some(api) = &report.api {
+            let failures = api.failures().into_iter();
+            problems.extend(failures.map(|failure| format!("{}: {failure}", api.source)));
+        }
         let counters = dataplane.counters().unwrap_or_else(|error| {
             problems.push(error.to_string());
             Vec::new()

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Agent;
-use crate::datastore::{ApiReport, NodePresence, Report, WatchState};
+use crate::datastore::{ApiReport, NodePresence, Report};
 use crate::report::Condition;
 
 /// Everything that there was at the start has been read.
@@ -69,10 +69,8 @@ fn datastore_words(report: &Report, loaded: bool) -> String {
     } else {
         format!("reading {}", report.source)
     };
-    for resource in report.api.iter().flat_map(|api| &api.resources) {
-        if let state @ WatchState::Failing(_) = &resource.state {
-            words = format!("{words}; {} {state}", resource.resource);
-        }
+    for failure in report.api.iter().flat_map(ApiReport::failures) {
+        words = format!("{words}; {failure}");
     }
     words
 }
@@ -176,5 +174,77 @@ impl Agent {
             condition(ENDPOINTS_ENFORCED, self.engine.is_settled(), enforced),
         ]);
         conditions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::datastore::{Outage, ResourceReport, WatchState};
+
+    fn report(node: NodePresence, pods: WatchState) -> Report {
+        let resource = |resource, state| ResourceReport {
+            resource,
+            loaded: false,
+            state,
+            objects: 0,
+            restarts: 0,
+            relists: 0,
+        };
+        Report {
+            source: "Kubernetes API https://api".to_owned(),
+            api: Some(ApiReport {
+                source: "Kubernetes API https://api".to_owned(),
+                outage: None,
+                last_contact: None,
+                node,
+                resources: vec![
+                    resource("pods", pods),
+                    resource("nodes", WatchState::Listing),
+                ],
+            }),
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_resource_that_cannot_be_read_is_named_once() {
+        let outage = Outage {
+            since: SystemTime::now(),
+            reason: "not allowed to list pods".to_owned(),
+        };
+        let mut report = report(NodePresence::Present, WatchState::Failing(outage.clone()));
+        assert_eq!(
+            datastore_words(&report, false),
+            "reading Kubernetes API https://api; pods failing for 0 s: not allowed to list pods"
+        );
+        // The whole API fails for the same reason: one thing to say.
+        if let Some(api) = &mut report.api {
+            api.outage = Some(outage);
+        }
+        assert_eq!(
+            datastore_words(&report, true),
+            "0 objects, Kubernetes API https://api; failing for 0 s: not allowed to list pods"
+        );
+    }
+
+    #[test]
+    fn a_node_that_the_api_does_not_know_is_not_ready() {
+        let rows = [
+            (NodePresence::Unknown, false, "looking for Node n1: listing"),
+            (
+                NodePresence::Absent,
+                false,
+                "the API has no Node n1; set NODENAME to this node's name in `kubectl get nodes`",
+            ),
+            (NodePresence::Present, true, "n1"),
+        ];
+        for (presence, ok, message) in rows {
+            let report = report(presence, WatchState::Watching);
+            let api = report.api.as_ref().expect("api");
+            assert_eq!(node_known(api, "n1"), condition("NodeKnown", ok, message));
+        }
     }
 }

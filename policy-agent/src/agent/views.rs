@@ -178,26 +178,6 @@ fn resource(report: &ResourceReport) -> ResourceStatus {
     }
 }
 
-/// What keeps the API from being read, one sentence for each cause.
-pub(super) fn api_problems(report: &ApiReport) -> Vec<String> {
-    let mut problems = Vec::new();
-    if let Some(outage) = &report.outage {
-        let state = WatchState::Failing(outage.clone());
-        problems.push(format!("{}: {state}", report.source));
-    }
-    for resource in &report.resources {
-        if let state @ WatchState::Failing(own) = &resource.state
-            && report
-                .outage
-                .as_ref()
-                .is_none_or(|all| all.reason != own.reason)
-        {
-            problems.push(format!("{}: {} {state}", report.source, resource.resource));
-        }
-    }
-    problems
-}
-
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()

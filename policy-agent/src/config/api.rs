@@ -20,7 +20,7 @@ use super::kubeconfig;
 /// How to reach the Kubernetes API, as given. An empty value is none.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ApiSettings {
-    /// Path of a kubeconfig, for `kubernetes` [default: what the cluster gives to the pods in it]
+    /// Path of a kubeconfig, or of several with ':' between, for `kubernetes`
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<OsString>,
 
@@ -116,6 +116,22 @@ impl ApiSettings {
     /// The first setting that cannot be taken, or that there is no API to be found.
     pub fn validate(&self) -> Result<ApiConfig, ConfigError> {
         self.resolve(&Surroundings::of_process())
+    }
+
+    /// With the kubeconfig in the home directory, as kubectl takes it, where nothing else names an API. Only
+    /// for tools that people run: an agent is told where its API is.
+    #[must_use]
+    pub fn or_kubeconfig_of(mut self, home: Option<&Path>) -> Self {
+        let is_named = path(self.kubeconfig.as_ref()).is_some()
+            || self
+                .k8s_api_endpoint
+                .as_ref()
+                .is_some_and(|given| !given.is_empty());
+        if let (false, Some(home)) = (is_named, home) {
+            let file = home.join(".kube/config");
+            self.kubeconfig = file.exists().then(|| file.into_os_string());
+        }
+        self
     }
 
     pub(super) fn resolve(&self, surroundings: &Surroundings) -> Result<ApiConfig, ConfigError> {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
@@ -48,7 +49,7 @@ pub struct Settings {
     #[arg(
         long,
         env = "PORTCULLIS_BPFFS",
-        default_value = "/sys/fs/bpf/portcullis",
+        default_value = BPFFS,
         value_name = "DIR"
     )]
     pub bpffs: PathBuf,
@@ -103,6 +104,9 @@ pub struct Settings {
 /// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
 pub const RUN_DIR: &str = policy_cni::api::RUN_DIR;
 
+/// Default of PORTCULLIS_BPFFS.
+pub const BPFFS: &str = "/sys/fs/bpf/portcullis";
+
 /// Name of the local socket in the run directory.
 pub const SOCKET: &str = policy_cni::api::SOCKET;
 
@@ -134,6 +138,32 @@ pub enum DatastoreConfig {
     Kubernetes(Box<ApiConfig>),
     /// A directory of YAML files.
     Files(PathBuf),
+}
+
+/// DATASTORE_TYPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatastoreType {
+    /// `kubernetes`.
+    Kubernetes,
+    /// `files`.
+    Files,
+}
+
+impl FromStr for DatastoreType {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "kubernetes" => Ok(Self::Kubernetes),
+            "files" => Ok(Self::Files),
+            "etcdv2" => Err(ConfigError::Etcd),
+            other => Err(ConfigError::Unknown {
+                variable: "DATASTORE_TYPE",
+                value: other.to_owned(),
+                choices: "kubernetes, files",
+            }),
+        }
+    }
 }
 
 /// A setting that cannot be taken.
@@ -270,18 +300,10 @@ impl Settings {
     }
 
     fn datastore(&self) -> Result<DatastoreConfig, ConfigError> {
-        match self.datastore_type.as_str() {
-            "files" => {}
-            "kubernetes" => {
+        match self.datastore_type.parse()? {
+            DatastoreType::Files => {}
+            DatastoreType::Kubernetes => {
                 return Ok(DatastoreConfig::Kubernetes(Box::new(self.api.validate()?)));
-            }
-            "etcdv2" => return Err(ConfigError::Etcd),
-            other => {
-                return Err(ConfigError::Unknown {
-                    variable: "DATASTORE_TYPE",
-                    value: other.to_owned(),
-                    choices: "kubernetes, files",
-                });
             }
         }
         let path = self

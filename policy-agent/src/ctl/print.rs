@@ -60,7 +60,7 @@ fn direction(status: Option<&DirectionStatus>) -> String {
     status.map_or("-".to_owned(), |status| or_dash(&status.policies))
 }
 
-fn or_dash(list: &[String]) -> String {
+pub(super) fn or_dash(list: &[String]) -> String {
     if list.is_empty() {
         "-".to_owned()
     } else {
@@ -68,7 +68,7 @@ fn or_dash(list: &[String]) -> String {
     }
 }
 
-fn addresses(list: &[IpAddr]) -> String {
+pub(super) fn addresses(list: &[IpAddr]) -> String {
     or_dash(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 

@@ -13,27 +13,27 @@ use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
-    qdisc_add_clsact,
 };
 use aya::programs::{Link, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
+use super::clsact;
 use super::error::AttachError;
 use super::load::{FROM_POD, TO_POD};
 
 /// The pod's egress enters the host on the veth, and its ingress leaves the host there.
-const PROGRAMS: [(&str, TcAttachType); 2] = [
+pub(super) const PROGRAMS: [(&str, TcAttachType); 2] = [
     (FROM_POD, TcAttachType::Ingress),
     (TO_POD, TcAttachType::Egress),
 ];
 
 /// Our place among clsact filters: before those that tools add without a priority.
-const PRIORITY: u16 = 50;
+pub(super) const PRIORITY: u16 = 50;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// How programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// By TCX links, kernel 6.6 and later.
     Tcx,
@@ -51,7 +51,7 @@ impl Mode {
         }
     }
 
-    fn of_this_kernel() -> Self {
+    pub(super) fn of_this_kernel() -> Self {
         match KernelVersion::current() {
             Ok(version) if version < KernelVersion::new(6, 6, 0) => Self::Clsact,
             _ => Self::Tcx,
@@ -103,7 +103,7 @@ impl Attachment {
 /// Attaches both programs, replacing those of an earlier agent atomically.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
-    links_dir: &Path,
+    bpffs: &Path,
     ifindex: u32,
     interface: &str,
 ) -> Result<Attachment, AttachError> {
@@ -115,12 +115,14 @@ pub(super) fn attach(
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
             .ok_or(AttachError::NotLoaded(name))?;
-        let pin = pin_path(links_dir, ifindex, name);
+        let pin = pin_path(bpffs, ifindex, name);
         let attached = match mode {
             Mode::Tcx => attach_tcx(program, &interface, attach_type, &pin).map(|link| {
                 links.push(link);
             }),
-            Mode::Clsact => attach_clsact(program, &interface, attach_type, &pin),
+            Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
+                .map_err(|error| Failure::from(ProgramError::from(error)))
+                .and_then(|()| attach_clsact(program, &interface, attach_type, &pin)),
         };
         if let Err(error) = attached {
             let error = explain(error, name, ifindex, &interface, &pin);
@@ -131,7 +133,7 @@ pub(super) fn attach(
                 mode,
                 _links: links,
             };
-            if let Err(left) = detach(links_dir, half) {
+            if let Err(left) = detach(bpffs, half) {
                 tracing::warn!(ifindex, error = %left, "a half attached interface stays so");
             }
             return Err(error);
@@ -145,7 +147,7 @@ pub(super) fn attach(
             mode,
             _links: links,
         };
-        detach(links_dir, attachment)?;
+        detach(bpffs, attachment)?;
         return Err(AttachError::InterfaceGone { ifindex, interface });
     }
     Ok(Attachment {
@@ -237,10 +239,6 @@ fn attach_clsact(
     attach_type: TcAttachType,
     pin: &Path,
 ) -> Result<(), Failure> {
-    match qdisc_add_clsact(interface) {
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-        other => other.map_err(ProgramError::from)?,
-    }
     let options = NlOptions {
         priority: PRIORITY,
         handle: HANDLE,
@@ -270,7 +268,7 @@ fn clsact_link(interface: &str, attach_type: TcAttachType) -> io::Result<SchedCl
 }
 
 /// Detaches both programs; what is gone already is no error.
-pub(super) fn detach(links_dir: &Path, attachment: Attachment) -> Result<(), AttachError> {
+pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachError> {
     let Attachment {
         ifindex,
         interface,
@@ -281,16 +279,23 @@ pub(super) fn detach(links_dir: &Path, attachment: Attachment) -> Result<(), Att
         if mode == Mode::Clsact {
             detach_clsact(ifindex, &interface, attach_type);
         }
-        let pin = pin_path(links_dir, ifindex, name);
+        let pin = pin_path(bpffs, ifindex, name);
         remove_pin(&pin).map_err(|failure| explain(failure, name, ifindex, &interface, &pin))?;
     }
     // The last reference to a TCX link, now that its pin is gone.
     drop(links);
+    // An empty qdisc costs nothing, and most interfaces go with their pod; what stays, `uninstall` takes.
+    if current_name(ifindex, &interface).is_err() {
+        clsact::forget(bpffs, ifindex).map_err(|source| AttachError::Pin {
+            path: clsact::notes(bpffs),
+            source,
+        })?;
+    }
     Ok(())
 }
 
 /// Best effort: a filter goes with its interface.
-fn detach_clsact(ifindex: u32, interface: &str, attach_type: TcAttachType) {
+pub(super) fn detach_clsact(ifindex: u32, interface: &str, attach_type: TcAttachType) {
     if let Ok(name) = current_name(ifindex, interface)
         && let Ok(link) = clsact_link(&name, attach_type)
         && let Err(error) = link.detach()
@@ -299,17 +304,17 @@ fn detach_clsact(ifindex: u32, interface: &str, attach_type: TcAttachType) {
     }
 }
 
-/// Removes what is pinned in `links_dir` for interfaces that are not in `keep`.
+/// Removes what is pinned below `bpffs` for interfaces that are not in `keep`.
 pub(super) fn prune(
-    links_dir: &Path,
+    bpffs: &Path,
     keep: &BTreeMap<u32, Attachment>,
 ) -> Result<Vec<u32>, AttachError> {
     let failed = |source| AttachError::Pin {
-        path: links_dir.to_owned(),
+        path: links(bpffs),
         source,
     };
     let mut pruned = Vec::new();
-    for entry in fs::read_dir(links_dir).map_err(failed)? {
+    for entry in fs::read_dir(links(bpffs)).map_err(failed)? {
         let pin = entry.map_err(failed)?.path();
         let Some((ifindex, attach_type)) = parse_pin(&pin) else {
             continue;
@@ -317,7 +322,7 @@ pub(super) fn prune(
         if keep.contains_key(&ifindex) {
             continue;
         }
-        if PinnedLink::from_pin(&pin).is_err() {
+        if Mode::of_this_kernel() == Mode::Clsact {
             detach_clsact(ifindex, "", attach_type);
         }
         fs::remove_file(&pin).map_err(|source| AttachError::Pin {
@@ -328,11 +333,21 @@ pub(super) fn prune(
             pruned.push(ifindex);
         }
     }
+    for ifindex in clsact::noted(bpffs).map_err(failed)? {
+        if current_name(ifindex, "").is_err() {
+            clsact::forget(bpffs, ifindex).map_err(failed)?;
+        }
+    }
     Ok(pruned)
 }
 
-fn pin_path(links_dir: &Path, ifindex: u32, program: &str) -> PathBuf {
-    links_dir.join(format!("{ifindex}-{program}"))
+/// Where links are pinned.
+pub(super) fn links(bpffs: &Path) -> PathBuf {
+    bpffs.join("links")
+}
+
+fn pin_path(bpffs: &Path, ifindex: u32, program: &str) -> PathBuf {
+    links(bpffs).join(format!("{ifindex}-{program}"))
 }
 
 fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType)> {
@@ -349,7 +364,7 @@ fn remove_pin(pin: &Path) -> Result<(), Failure> {
 }
 
 /// The name that `ifindex` has now.
-fn current_name(ifindex: u32, last_known: &str) -> Result<String, AttachError> {
+pub(super) fn current_name(ifindex: u32, last_known: &str) -> Result<String, AttachError> {
     if_indextoname(ifindex)
         .ok()
         .and_then(|name| name.into_string().ok())
@@ -377,7 +392,7 @@ mod tests {
 
     #[test]
     fn pins_are_read_back_as_they_are_named() {
-        let dir = Path::new("/sys/fs/bpf/portcullis/links");
+        let dir = Path::new("/sys/fs/bpf/portcullis");
         for (name, attach_type) in PROGRAMS {
             let (ifindex, parsed) = parse_pin(&pin_path(dir, 42, name)).expect("our own name");
             assert_eq!((ifindex, parsed), (42, attach_type));

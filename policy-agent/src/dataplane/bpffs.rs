@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{FsType, statfs};
 
 use super::error::LoadError;
@@ -45,6 +45,55 @@ pub(super) fn prepare(dir: &Path) -> Result<(), LoadError> {
         path: dir.to_owned(),
         source,
     })
+}
+
+/// What a directory of pins holds.
+#[derive(Default)]
+pub(super) struct Pins {
+    /// Pins, however deep.
+    pub(super) files: Vec<PathBuf>,
+    /// Directories, each after those within it; the last is the directory itself.
+    pub(super) directories: Vec<PathBuf>,
+}
+
+/// Everything below `dir`, and `dir`; nothing when it does not exist.
+pub(super) fn pins(dir: &Path) -> io::Result<Pins> {
+    let mut pins = Pins::default();
+    if !dir.try_exists()? {
+        return Ok(pins);
+    }
+    if !is_bpffs(dir) {
+        return Err(io::Error::other(format!(
+            "{} is not on a BPF file system, so what is in it is not ours",
+            dir.display()
+        )));
+    }
+    if dir == Path::new(MOUNT_POINT) {
+        return Err(io::Error::other(format!(
+            "{MOUNT_POINT} holds everybody's pins, and ours cannot be told from others' there; remove them by name"
+        )));
+    }
+    collect(dir, &mut pins)?;
+    pins.files.sort();
+    Ok(pins)
+}
+
+fn collect(dir: &Path, pins: &mut Pins) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            collect(&entry.path(), pins)?;
+        } else {
+            pins.files.push(entry.path());
+        }
+    }
+    pins.directories.push(dir.to_owned());
+    Ok(())
+}
+
+/// Unmounts the bpffs at `dir`, which may still be open somewhere.
+pub(super) fn unmount(dir: &Path) -> io::Result<()> {
+    Ok(umount2(dir, MntFlags::MNT_DETACH)?)
 }
 
 fn nearest_existing(path: &Path) -> PathBuf {

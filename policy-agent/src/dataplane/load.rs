@@ -15,7 +15,7 @@ use policy_common::map;
 use super::error::LoadError;
 use super::row::Row;
 use super::tables::Tables;
-use super::{Dataplane, bpffs, clock};
+use super::{Dataplane, attach, bpffs, clock};
 
 /// The eBPF object, empty when the build was told of none.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
@@ -97,8 +97,8 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
             .load()
             .map_err(|source| LoadError::Program { name, source })?;
     }
-    let links_dir = config.bpffs.join("links");
     if config.pin {
+        let links_dir = attach::links(&config.bpffs);
         pin_maps(&ebpf, &config.bpffs)?;
         fs::create_dir_all(&links_dir).map_err(|source| LoadError::Pin {
             path: links_dir.clone(),
@@ -110,7 +110,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         ebpf,
         tables,
         attachments: BTreeMap::new(),
-        links_dir,
+        bpffs: config.bpffs.clone(),
     })
 }
 

@@ -8,12 +8,15 @@
 mod attach;
 mod bpffs;
 mod clock;
+mod clsact;
 mod counted;
 mod error;
 mod events;
 mod flow_tables;
 mod grace;
+mod installed;
 mod load;
+mod removal;
 mod row;
 mod tables;
 
@@ -21,7 +24,10 @@ pub use attach::{Attached, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
 pub use events::EventStream;
 pub use flow_tables::FlowTables;
+pub use grace::wait as wait_for_grace;
+pub use installed::{Installed, Part};
 pub use load::{DataplaneConfig, OBJECT};
+pub use removal::remove;
 pub use tables::{CounterRow, TableUse};
 
 use std::collections::BTreeMap;
@@ -39,7 +45,8 @@ pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
     attachments: BTreeMap<u32, Attachment>,
-    links_dir: PathBuf,
+    /// Directory for pins.
+    bpffs: PathBuf,
 }
 
 impl Dataplane {
@@ -58,7 +65,7 @@ impl Dataplane {
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
     /// place. Where an earlier agent's programs are attached, they are replaced without a gap.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
-        let attachment = attach::attach(&mut self.ebpf, &self.links_dir, ifindex, interface)?;
+        let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface)?;
         self.attachments.insert(ifindex, attachment);
         Ok(())
     }
@@ -67,7 +74,7 @@ impl Dataplane {
     /// called before the endpoint's row is deleted.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         match self.attachments.remove(&ifindex) {
-            Some(attachment) => attach::detach(&self.links_dir, attachment),
+            Some(attachment) => attach::detach(&self.bpffs, attachment),
             None => Ok(()),
         }
     }
@@ -75,7 +82,7 @@ impl Dataplane {
     /// Removes what an earlier agent left attached to interfaces that are not attached now, and
     /// returns the interfaces. To be called once every local endpoint is attached, never before.
     pub fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
-        attach::prune(&self.links_dir, &self.attachments)
+        attach::prune(&self.bpffs, &self.attachments)
     }
 
     /// The interfaces that the programs are attached to.

@@ -18,6 +18,28 @@ pub struct ApiReport {
     pub resources: Vec<ResourceReport>,
 }
 
+impl ApiReport {
+    /// What fails at the moment, one sentence for each cause.
+    #[must_use]
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        if let Some(outage) = &self.outage {
+            failures.push(WatchState::Failing(outage.clone()).to_string());
+        }
+        for resource in &self.resources {
+            if let state @ WatchState::Failing(own) = &resource.state
+                && self
+                    .outage
+                    .as_ref()
+                    .is_none_or(|all| all.reason != own.reason)
+            {
+                failures.push(format!("{} {state}", resource.resource));
+            }
+        }
+        failures
+    }
+}
+
 /// Something that fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outage {

@@ -10,6 +10,11 @@
     missing_docs,
     reason = "the classifier macro makes items of its own"
 )]
+// As the real programs do.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "map helpers take keys by reference"
+)]
 
 use core::mem::offset_of;
 

@@ -148,6 +148,21 @@ impl<'a> Agent<'a> {
         Ok(command)
     }
 
+    /// Runs `policy-agent uninstall` on `node`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be run.
+    pub fn uninstall(node: &Node) -> Result<Output> {
+        node.netns()
+            .command(binary("policy-agent")?)
+            .arg("uninstall")
+            .env("PORTCULLIS_RUN_DIR", node.run_directory())
+            .env("PORTCULLIS_BPFFS", node.bpffs())
+            .output()
+            .context("policy-agent cannot be run")
+    }
+
     fn configure(node: &Node, source: Source<'_>, command: &mut Command) {
         for setting in API_SETTINGS {
             command.env_remove(setting);
@@ -270,6 +285,12 @@ impl<'a> Agent<'a> {
     /// When it does not end well.
     pub fn stop(self) -> Result<()> {
         self.process.stop()
+    }
+
+    /// Number of its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// What the node's agents logged so far.

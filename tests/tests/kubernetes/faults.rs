@@ -186,19 +186,24 @@ fn a_pod_whose_address_is_none() {
 #[test]
 fn a_policy_with_a_field_of_the_future() {
     let world = World::in_process();
-    world.put_policy("default-deny", &deny_ingress());
     let agent = world.agent();
     let mut spec = web_to_db();
     spec["ingress"][0]["onlyOnTuesdays"] = json!(true);
     world.put_policy("future", &spec);
     let error = agent.sync().unwrap_err().to_string();
-    for part in ["shop/future", "onlyOnTuesdays"] {
+    for part in ["shop/future", "onlyOnTuesdays", "allows nothing"] {
         assert!(error.contains(part), "{part} in {error}");
     }
     check(
-        "what it would allow is not allowed",
-        &[(&world.web, &world.db, Tcp(80), false)],
+        "it isolates, and what it would allow is not allowed",
+        &[
+            (&world.web, &world.db, Tcp(80), false),
+            (&world.db, &world.web, Tcp(80), true),
+        ],
     );
+    world.put_policy("future", &web_to_db());
+    agent.sync().unwrap();
+    check("valid", &[(&world.web, &world.db, Tcp(80), true)]);
 }
 
 #[test]

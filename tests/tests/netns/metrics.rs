@@ -2,6 +2,7 @@
 
 use policy_common::map;
 use policy_common::verdict::Reason;
+use policy_core::op::Op;
 
 use super::{Cast, DENY_INGRESS, Form, What, check};
 use What::Tcp;
@@ -25,14 +26,16 @@ fn every_series_is_there_from_the_start() {
     );
     assert!(page.text.ends_with("\n# EOF\n"), "{}", page.text);
     let pairs = 2 * Reason::ALL.len();
+    // Those of the tables, and attaching and detaching.
+    let operations = Op::KINDS.len() + 2;
     let rows = [
         ("portcullis_endpoints", 4),
         ("portcullis_policies", 3),
         // Counters, budget and ring buffer have no rows.
         ("portcullis_table_rows", map::ALL.len() - 3),
         ("portcullis_table_capacity", map::ALL.len() - 3),
-        ("portcullis_operations_total", 19),
-        ("portcullis_operation_errors_total", 19),
+        ("portcullis_operations_total", operations),
+        ("portcullis_operation_errors_total", operations),
         ("portcullis_packets_total", pairs),
         ("portcullis_bytes_total", pairs),
         ("portcullis_events_lost_total", 3),

@@ -15,16 +15,6 @@ use serde_json::Value;
 
 use super::{daemonset, files, settings, stale};
 
-/// Settings that the agent takes for its API client, whichever build of it this is (DESIGN, section 7).
-const API_SETTINGS: [&str; 6] = [
-    "KUBECONFIG",
-    "K8S_API_ENDPOINT",
-    "K8S_CERT_FILE",
-    "K8S_KEY_FILE",
-    "K8S_CA_FILE",
-    "K8S_TOKEN",
-];
-
 /// A file's objects, typed.
 #[derive(Default)]
 struct Objects {
@@ -299,7 +289,6 @@ fn the_agent_knows_every_variable() {
     let known: BTreeSet<_> = settings
         .get_arguments()
         .filter_map(|option| option.get_env()?.to_str())
-        .chain(API_SETTINGS)
         .collect();
     let objects = all_in_one();
     let variables = container(&objects.daemon_sets[0])

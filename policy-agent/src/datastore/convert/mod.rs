@@ -8,7 +8,7 @@ mod path;
 mod pod;
 pub mod strict;
 
-pub use network_policy::network_policy;
+pub use network_policy::{closed_network_policy, network_policy};
 pub use path::{FieldPath, Segment};
 pub use pod::{MIRROR, PodObject, pod};
 

@@ -9,9 +9,10 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use policy_core::model::{
-    LabelSelector, NetworkPolicy, Peer, PolicyPort, PortMatch, Requirement, Rule,
+    LabelSelector, NetworkPolicy, ObjectName, Peer, PolicyPort, PortMatch, Requirement, Rule,
 };
 
+use super::strict::{self, Strict};
 use super::{
     FieldPath, Invalid, Mistake, Mistakes, is_port_name, object_name, port_number, protocol,
 };
@@ -61,6 +62,44 @@ pub fn network_policy(object: &networking::NetworkPolicy) -> Result<NetworkPolic
         egress: isolates_egress.then_some(egress),
     });
     mistakes.finish(policy)
+}
+
+/// What is enforced of a policy that cannot be taken over and never could: it isolates whom it selects,
+/// and allows nothing. Where its selector or its types cannot be read, it isolates more rather than less.
+#[must_use]
+pub fn closed_network_policy(name: ObjectName, object: &serde_json::Value) -> NetworkPolicy {
+    let spec = &object["spec"];
+    let Strict { result, unknown } = strict::deserialize(&spec["podSelector"]);
+    let subjects = match result {
+        Ok(given) if unknown.is_empty() => {
+            selector(&given, &FieldPath::root(), &mut Mistakes::default())
+        }
+        _ => None,
+    };
+    let types: Option<Vec<&str>> = match spec["policyTypes"].as_array() {
+        Some(types) => types.iter().map(serde_json::Value::as_str).collect(),
+        None => Some(Vec::new()),
+    };
+    let has_egress = spec["egress"]
+        .as_array()
+        .is_none_or(|rules| !rules.is_empty());
+    let isolates = |direction: &str| match types.as_deref() {
+        Some([]) => direction == "Ingress" || has_egress && !spec["egress"].is_null(),
+        Some(types)
+            if types
+                .iter()
+                .all(|name| matches!(*name, "Ingress" | "Egress")) =>
+        {
+            types.contains(&direction)
+        }
+        _ => true,
+    };
+    NetworkPolicy {
+        name,
+        subjects: subjects.unwrap_or_default(),
+        ingress: isolates("Ingress").then(Vec::new),
+        egress: isolates("Egress").then(Vec::new),
+    }
 }
 
 /// Which directions the policy isolates. Without policyTypes: ingress always, egress when the policy

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::super::failure::{Failure, Kind, Verb};
+use super::super::list::Selection;
 use super::super::request::Collection;
 use super::super::resource::Resource;
 use super::*;
@@ -112,9 +113,9 @@ async fn list(settings: &ApiSettings) -> Result<usize, Failure> {
     let collection = Collection {
         client: client(&config).expect("client"),
         resource: Resource::Namespaces,
-        only: None,
+        selection: Selection::default(),
     };
-    let page = collection.list(1, None).await;
+    let page = collection.list(1, None, &mut Vec::new()).await;
     page.map(|page| page.items.len())
         .map_err(|error| Failure::new(&error, Resource::Namespaces, Verb::List))
 }

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use policy_core::model::ObjectName;
+use policy_core::model::{NetworkPolicy as NetworkPolicyModel, ObjectName};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
@@ -30,8 +30,14 @@ pub(super) enum Content {
     Object { object: Object, fingerprint: u64 },
     /// A Node, of which only the existence counts.
     Node,
-    /// Not as it should be; what is wrong, field by field.
-    Invalid(Vec<String>),
+    /// Not as it should be.
+    Invalid {
+        /// What is wrong, field by field.
+        mistakes: Vec<String>,
+        /// What is enforced where there never was a valid state: a policy of unknown meaning must not
+        /// leave its pods open.
+        instead: Option<NetworkPolicyModel>,
+    },
 }
 
 /// Reads one object.
@@ -51,8 +57,8 @@ pub(super) fn decode(resource: Resource, json: &RawValue) -> serde_json::Result<
         Resource::Namespaces => Some(namespace(json)),
         Resource::NetworkPolicies => Some(network_policy(json)),
     };
+    let name = ObjectName::new(&metadata.namespace, &metadata.name);
     Ok(Item {
-        name: ObjectName::new(&metadata.namespace, &metadata.name),
         version: metadata.resource_version,
         content: match converted {
             None => Content::Node,
@@ -60,8 +66,18 @@ pub(super) fn decode(resource: Resource, json: &RawValue) -> serde_json::Result<
                 fingerprint: fingerprint(&object),
                 object,
             },
-            Some(Err(mistakes)) => Content::Invalid(mistakes),
+            Some(Err(mistakes)) => Content::Invalid {
+                mistakes,
+                instead: match resource {
+                    Resource::NetworkPolicies => Some(convert::closed_network_policy(
+                        name.clone(),
+                        &serde_json::from_str(json.get())?,
+                    )),
+                    _ => None,
+                },
+            },
         },
+        name,
     })
 }
 
@@ -125,7 +141,7 @@ fn words(mistakes: Vec<Invalid>) -> Vec<String> {
     mistakes.iter().map(ToString::to_string).collect()
 }
 
-fn fingerprint(object: &Object) -> u64 {
+pub(super) fn fingerprint(object: &Object) -> u64 {
     let mut hasher = DefaultHasher::new();
     match object {
         Object::Namespace(namespace) => namespace.labels.hash(&mut hasher),

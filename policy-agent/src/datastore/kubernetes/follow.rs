@@ -22,6 +22,7 @@ use super::decode::Item;
 use super::failure::{Failure, Verb};
 use super::request::{Collection, Event, RequestError};
 use super::resource::Resource;
+use crate::memory;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
@@ -95,6 +96,8 @@ pub(super) struct Follower {
     failures: u32,
     /// Watches in a row that could not be resumed.
     refused: u32,
+    /// Watches in a row that ended at once.
+    short: u32,
 }
 
 /// A sync that the watch may reach by itself.
@@ -141,6 +144,7 @@ impl Follower {
             attended: 0,
             failures: 0,
             refused: 0,
+            short: 0,
         }
     }
 
@@ -195,9 +199,10 @@ impl Follower {
         self.attended = sync;
         let mut next = None;
         let mut listed = 0;
+        let mut body = Vec::new();
         self.send(Message::ListBegins).await?;
         loop {
-            let page = match self.collection.list(PAGE, next).await {
+            let page = match self.collection.list(PAGE, next, &mut body).await {
                 Ok(page) => page,
                 Err(error) => return Ok(Err(error)),
             };
@@ -209,6 +214,10 @@ impl Follower {
                 self.listed = listed;
                 break;
             }
+        }
+        drop(body);
+        if listed > PAGE as usize {
+            memory::give_back();
         }
         self.succeeded();
         self.send(Message::ListComplete(sync)).await?;
@@ -253,16 +262,15 @@ impl Follower {
                         self.send(Message::CaughtUp(sync)).await?;
                     }
                 }
-                Ok(None) if silent && opened.elapsed() < SHORT => {
-                    return Ok(End::Failed(RequestError::Ended));
-                }
-                Ok(None) => {
-                    self.succeeded();
-                    return Ok(End::Ended);
-                }
-                // Broken off; that is how most servers end. If more is wrong, the next watch fails.
-                Err(RequestError::Broken(error)) if !silent || opened.elapsed() >= SHORT => {
-                    tracing::debug!(resource = self.resource().name(), %error, "watch broke off");
+                Ok(None) | Err(RequestError::Broken(_)) => {
+                    // That is how most servers end a watch. If more is wrong, the next one fails.
+                    self.short = match silent && opened.elapsed() < SHORT {
+                        true => self.short + 1,
+                        false => 0,
+                    };
+                    if self.short > 1 {
+                        return Ok(End::Failed(RequestError::Ended));
+                    }
                     return Ok(End::Ended);
                 }
                 Err(error) => return Ok(End::Failed(error)),
@@ -295,7 +303,7 @@ impl Follower {
         if self.listed <= PAGE as usize {
             return Ok(Attended::List);
         }
-        let version = match self.collection.list(1, None).await {
+        let version = match self.collection.list(1, None, &mut Vec::new()).await {
             Ok(page) => page.version.parse().ok(),
             Err(_) => None,
         };

@@ -9,7 +9,9 @@
 //! - `request`, `decode`, `trimmed`: pages of lists and events of watches as objects of the model, one at
 //!   a time; no API object is kept.
 //! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
-//! - `objects`: what was there before, so that changes and deletions are known; `store`: updates, report, log.
+//! - `list`: everything of a resource once, for who does not follow it (`policyctl`).
+//! - `objects`: what was there before, so that changes and deletions are known, with strings `shared`;
+//!   `store`: updates, report, log.
 //!
 //! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
 //! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
@@ -20,13 +22,16 @@ mod client;
 mod decode;
 mod failure;
 mod follow;
+mod list;
 mod objects;
 mod request;
 mod resource;
+mod shared;
 mod store;
 mod trimmed;
 
 pub use client::client;
+pub use list::{InvalidObject, ListError, Listed, Selection, list_network_policies, list_pods};
 
 use std::sync::Arc;
 
@@ -59,7 +64,10 @@ pub fn start(client: Client, source: String, node: Arc<str>) -> Datastore {
         let collection = Collection {
             client: client.clone(),
             resource,
-            only: (resource == Resource::Nodes).then(|| node.to_string()),
+            selection: Selection {
+                name: (resource == Resource::Nodes).then(|| node.to_string()),
+                ..Selection::default()
+            },
         };
         let follower = Follower::new(
             collection,

@@ -5,9 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use policy_core::model::ObjectName;
 
-use super::decode::{Content, Item};
+use super::decode::{self, Content, Item};
 use super::resource::Resource;
-use crate::datastore::ObjectChange;
+use super::shared::Shared;
+use crate::datastore::convert::PodObject;
+use crate::datastore::{Object, ObjectChange};
+
+/// What is said of a policy that was invalid from the beginning.
+const CLOSED: &str = "until it is valid, it isolates the pods that it selects and allows nothing";
 
 /// See the module.
 #[derive(Debug)]
@@ -18,11 +23,12 @@ pub(super) struct Objects {
     list: u32,
     mistakes: BTreeMap<ObjectName, Vec<String>>,
     in_force: usize,
+    shared: Shared,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Of the last valid state; `None` if there never was one.
+    /// Of what is in force: the last valid state, or what is enforced instead of one.
     fingerprint: Option<u64>,
     /// The last list that it was in, or during or after which it changed.
     list: u32,
@@ -37,6 +43,7 @@ impl Objects {
             list: 0,
             mistakes: BTreeMap::new(),
             in_force: 0,
+            shared: Shared::default(),
         }
     }
 
@@ -87,9 +94,12 @@ impl Objects {
         let (fingerprint, change) = match item.content {
             Content::Node => (Some(0), None),
             Content::Object {
-                object,
+                mut object,
                 fingerprint,
             } => {
+                if let Object::Pod(PodObject::Pod { pod, .. }) = &mut object {
+                    self.shared.share(pod);
+                }
                 self.mistakes.remove(&item.name);
                 let changed = before != Some(fingerprint);
                 (
@@ -97,9 +107,22 @@ impl Objects {
                     changed.then_some(ObjectChange::Upsert(object)),
                 )
             }
-            Content::Invalid(mistakes) => {
+            Content::Invalid {
+                mut mistakes,
+                instead,
+            } => {
+                let instead = instead.map(Object::Policy).filter(|_| before.is_none());
+                if instead.is_some() {
+                    mistakes.push(CLOSED.to_owned());
+                }
                 self.mistakes.insert(item.name.clone(), mistakes);
-                (before, None)
+                match instead {
+                    Some(object) => (
+                        Some(decode::fingerprint(&object)),
+                        Some(ObjectChange::Upsert(object)),
+                    ),
+                    None => (before, None),
+                }
             }
         };
         if before.is_none() && fingerprint.is_some() {
@@ -131,8 +154,7 @@ impl Objects {
 }
 
 /// The name in a namespaced object.
-fn name_of(object: &crate::datastore::Object) -> Option<ObjectName> {
-    use crate::datastore::Object;
+fn name_of(object: &Object) -> Option<ObjectName> {
     match object {
         Object::Pod(pod) => Some(pod.name().clone()),
         Object::Policy(policy) => Some(policy.name.clone()),

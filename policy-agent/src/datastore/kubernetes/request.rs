@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::decode::{self, Item};
+use super::list::Selection;
 use super::resource::Resource;
 
 /// How long an answer may take.
@@ -37,8 +38,8 @@ pub(super) enum RequestError {
     /// The connection broke within an answer.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
-    /// The answer ended before anything was in it.
-    #[error("the API ended the watch at once")]
+    /// Watches end before anything is in them.
+    #[error("watches end at once")]
     Ended,
     /// What came is not what the API should send.
     #[error("not an answer of a Kubernetes API: {0}")]
@@ -71,8 +72,8 @@ impl RequestError {
 pub(super) struct Collection {
     pub client: Client,
     pub resource: Resource,
-    /// Only the object of this name.
-    pub only: Option<String>,
+    /// Which of them.
+    pub selection: Selection,
 }
 
 /// A page of a list.
@@ -86,31 +87,33 @@ pub(super) struct Page {
 }
 
 impl Collection {
-    /// Lists at most `limit` objects from the beginning or from where `next` says.
+    /// Lists at most `limit` objects from the beginning or from where `next` says. `body` is room for
+    /// the answer: one for all pages of a list, since they are big.
     pub(super) async fn list(
         &self,
         limit: u32,
         next: Option<String>,
+        body: &mut Vec<u8>,
     ) -> Result<Page, RequestError> {
         let params = ListParams {
             limit: Some(limit),
             continue_token: next,
-            field_selector: self.field_selector(),
+            field_selector: self.selection.field_selector(),
             ..ListParams::default()
         };
-        let request = Request::new(self.resource.path())
+        let request = Request::new(self.path())
             .list(&params)
             .map_err(kube::Error::BuildRequest)?;
         let read = async {
-            let mut body = Vec::new();
+            body.clear();
             let answer = self.client.request_stream(request).await?;
-            Box::pin(answer).read_to_end(&mut body).await?;
-            Ok::<_, RequestError>(body)
+            Box::pin(answer).read_to_end(body).await?;
+            Ok::<_, RequestError>(())
         };
-        let body = timeout(PATIENCE, read)
+        timeout(PATIENCE, read)
             .await
             .map_err(|_| RequestError::Timeout(PATIENCE))??;
-        self.page(&body)
+        self.page(body)
     }
 
     fn page(&self, body: &[u8]) -> Result<Page, RequestError> {
@@ -134,11 +137,11 @@ impl Collection {
     ) -> Result<Watch, RequestError> {
         let params = WatchParams {
             timeout: u32::try_from(lasting.as_secs()).ok(),
-            field_selector: self.field_selector(),
+            field_selector: self.selection.field_selector(),
             bookmarks: true,
             ..WatchParams::default()
         };
-        let request = Request::new(self.resource.path())
+        let request = Request::new(self.path())
             .watch(&params, version)
             .map_err(kube::Error::BuildRequest)?;
         let answer = timeout(PATIENCE, self.client.request_stream(request))
@@ -152,10 +155,11 @@ impl Collection {
         })
     }
 
-    fn field_selector(&self) -> Option<String> {
-        self.only
-            .as_ref()
-            .map(|name| format!("metadata.name={name}"))
+    fn path(&self) -> String {
+        match &self.selection.namespace {
+            Some(namespace) => self.resource.path_in(namespace),
+            None => self.resource.path().to_owned(),
+        }
     }
 }
 

@@ -64,6 +64,14 @@ impl Resource {
         }
     }
 
+    /// The path of the part of the collection that is in a namespace, for resources that are in namespaces.
+    pub(super) fn path_in(self, namespace: &str) -> String {
+        let path = self.path();
+        let name = self.name();
+        let group = path.strip_suffix(name).unwrap_or(path);
+        format!("{group}namespaces/{namespace}/{name}")
+    }
+
     /// Whether its objects are in namespaces.
     pub(super) const fn is_namespaced(self) -> bool {
         matches!(self, Self::NetworkPolicies | Self::Pods)
