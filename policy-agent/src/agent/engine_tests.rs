@@ -567,7 +567,7 @@ fn unaddressed(name: &str, uid: &str, label: &str) -> ObjectChange {
     ObjectChange::Upsert(Object::Pod(PodObject::Pod {
         pod: Pod {
             name: ObjectName::new("shop", name),
-            labels: [("app".into(), label.into())].into(),
+            labels: Arc::new([("app".into(), label.into())].into()),
             addresses: Vec::new(),
             ports: Default::default(),
             terminated: false,
@@ -633,7 +633,7 @@ fn an_announced_pod_is_endpoint_and_peer_before_the_api_has_its_address() {
         .changed(vec![ObjectChange::Upsert(Object::Pod(PodObject::Pod {
             pod: Pod {
                 name: ObjectName::new("shop", "web"),
-                labels: [("app".into(), "web".into())].into(),
+                labels: Arc::new([("app".into(), "web".into())].into()),
                 addresses: vec![[10, 0, 0, 3].into()],
                 ports: Default::default(),
                 terminated: false,
