@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use tracing::Level;
 
+use crate::cni::InstallCni;
 use crate::completion::Completion;
 use crate::config::{Config, Settings};
 use crate::uninstall::{self, Places};
@@ -25,6 +27,9 @@ enum Command {
     /// Enforce policies until told to stop by SIGTERM or SIGINT; what is enforced stays so afterwards
     #[command(after_help = RUN_HELP)]
     Run(Box<Settings>),
+    /// Put policy-cni into this node's CNI configuration, so that no pod runs before it is protected
+    #[command(after_help = INSTALL_CNI_HELP)]
+    InstallCni(InstallCni),
     /// Print a completion script, such as for `source <(policy-agent completion bash)`
     Completion(Completion),
     /// Take everything off this node that agents put there, and prove that nothing is left
@@ -48,6 +53,15 @@ Needs root (with CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_PERFMON, and 
 CAP_SYS_RESOURCE) and Linux 5.10 or later. Ask it with policyctl.
 
 Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
+
+const INSTALL_CNI_HELP: &str = "\
+Every option is also an environment variable; the option wins.
+
+The configuration in force is the first in lexical order in --conf-dir, as container runtimes choose it. The
+plugin becomes its last; nothing else in it changes, and a .conf becomes a .conflist. What was there before is
+kept beside it, and --uninstall restores it, unless somebody changed it since: then only the plugin goes.
+
+Exit codes: 0 done, 1 error (nothing is half-written), 2 usage.";
 
 const UNINSTALL_HELP: &str = "\
 Stop the agent first: while one runs, this refuses. Afterwards pods of this node are protected by no policy.
@@ -78,6 +92,10 @@ pub fn main() -> ExitCode {
                     return ExitCode::from(USAGE);
                 }
             }
+        }
+        Command::InstallCni(options) => {
+            logging::init(Level::INFO);
+            options.run()
         }
         Command::Completion(completion) => {
             completion.print(Cli::command());
@@ -149,7 +167,7 @@ mod tests {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();
-        for command in ["run", "uninstall"] {
+        for command in ["run", "install-cni", "uninstall"] {
             let command = cli.find_subcommand(command).expect(command);
             for option in command
                 .get_arguments()

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod cni;
 pub mod completion;
 pub mod config;
 pub mod ctl;

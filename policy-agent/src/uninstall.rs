@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use crate::agent::ATTACHMENTS;
 use crate::agent::lock::{self, Lock, LockError};
 use crate::config::{BPFFS, RUN_DIR, SOCKET};
 use crate::dataplane::{self, Installed, Part};
@@ -98,7 +99,7 @@ fn locked(
     }
 }
 
-/// Socket and lock, where they exist; to be looked for before the lock is taken, which makes it.
+/// Socket, lock and announcements, where they exist; to be looked for before the lock is taken, which makes it.
 fn run_files(run_dir: &Path) -> io::Result<Vec<Part>> {
     let mut files = Vec::new();
     for name in [SOCKET, lock::FILE] {
@@ -107,10 +108,14 @@ fn run_files(run_dir: &Path) -> io::Result<Vec<Part>> {
             files.push(Part::File(path));
         }
     }
+    let announcements = run_dir.join(ATTACHMENTS);
+    if announcements.try_exists()? {
+        files.push(Part::Directory(announcements));
+    }
     Ok(files)
 }
 
-/// Removes socket and lock, and the directory when nothing else is in it. A container's mount stays, too.
+/// Removes socket, lock and announcements, and the directory when nothing else is in it. A container's mount stays, too.
 fn remove_run_files(run_dir: &Path, out: &mut impl Write) -> io::Result<()> {
     for name in [SOCKET, lock::FILE] {
         let path = run_dir.join(name);
@@ -120,6 +125,13 @@ fn remove_run_files(run_dir: &Path, out: &mut impl Write) -> io::Result<()> {
             }
             _ => {}
         }
+    }
+    let announcements = run_dir.join(ATTACHMENTS);
+    match fs::remove_dir_all(&announcements) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            writeln!(out, "failed  {}: {error}", announcements.display())?;
+        }
+        _ => {}
     }
     match fs::remove_dir(run_dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

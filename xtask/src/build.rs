@@ -11,7 +11,10 @@ use crate::setup::{self, Compiler};
 use crate::{btf, run};
 
 /// The programs that operators run.
-pub(crate) const PROGRAMS: [&str; 2] = ["policy-agent", "policyctl"];
+pub(crate) const PROGRAMS: [&str; 3] = ["policy-agent", "policyctl", "policy-cni"];
+
+/// The crates that they are in.
+pub(crate) const CRATES: [&str; 4] = ["-p", "policy-agent", "-p", "policy-cni"];
 
 /// How user space is compiled.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,16 +66,14 @@ pub(crate) fn run(layout: &Layout, profile: Profile) -> Result<Built> {
     let compiler = setup::for_build()?;
     let built = objects(layout, &compiler, profile)?;
     let mut cargo = layout.cargo();
-    cargo
-        .args(["build", "-p", "policy-agent"])
-        .args(profile.arguments());
+    cargo.arg("build").args(CRATES).args(profile.arguments());
     built.tell(&mut cargo);
     run::open(&mut cargo)?;
     for program in PROGRAMS {
         let path = built.programs.join(program);
         ensure!(
             path.exists(),
-            "policy-agent was built, yet there is no {}",
+            "everything was built, yet there is no {}",
             path.display()
         );
     }

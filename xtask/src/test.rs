@@ -10,8 +10,15 @@ use crate::build::{self, Built, Profile};
 use crate::layout::Layout;
 use crate::{lint, run, setup};
 
-/// Crates whose tests need no more than a compiler. (Some of the agent's make network namespaces.)
-const UNIT: [&str; 4] = ["policy-common", "policy-core", "policy-agent", "xtask"];
+/// Crates whose tests need no more than a compiler. (Some of the agent's and the plugin's make network
+/// namespaces.)
+const UNIT: [&str; 5] = [
+    "policy-common",
+    "policy-core",
+    "policy-cni",
+    "policy-agent",
+    "xtask",
+];
 
 /// The subcommand.
 pub(crate) fn run(layout: &Layout, filter: Option<&str>) -> Result<()> {

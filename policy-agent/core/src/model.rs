@@ -98,7 +98,7 @@ pub struct Pod {
     /// Orders pods that claim one address: the newest live pod owns it. Seconds since 1970 of
     /// `creationTimestamp`, or the order of arrival where there is none.
     pub created: i64,
-    /// The API's uid, empty where there is none.
+    /// The uid that the kubelet knows it by, empty where there is none.
     pub uid: Arc<str>,
 }
 

@@ -18,9 +18,11 @@
 //! ([`Engine::begin_grace`]) and reported back; meanwhile changes are enforced as they come.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use policy_cni::api::AttachmentKey;
 use policy_core::model::{Change, LocalEndpoint, ObjectName};
 use policy_core::op::Op;
 use policy_core::{Compiler, Limits, Problem};
@@ -31,13 +33,14 @@ use super::operations::{ATTACH, DETACH, Operations};
 use crate::dataplane::AttachError;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
-use crate::endpoint::{Interface, LocalPods, Scan};
+use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
 
 /// See the module.
 pub struct Engine<K> {
     pub(super) kernel: K,
     pub(super) compiler: Compiler,
     pub(super) pods: LocalPods,
+    announced: Announced,
     loaded: bool,
     scan: Option<Scan>,
     /// Endpoints have to be matched with pods again.
@@ -188,6 +191,7 @@ impl<K: Kernel> Engine<K> {
             kernel,
             compiler: Compiler::new(limits),
             pods: LocalPods::new(node),
+            announced: Announced::default(),
             loaded: false,
             scan: None,
             unmatched: false,
@@ -244,6 +248,36 @@ impl<K: Kernel> Engine<K> {
     pub fn scanned(&mut self, scan: Scan) {
         self.unmatched |= self.scan.as_ref() != Some(&scan);
         self.scan = Some(scan);
+    }
+
+    /// A pod's interface was announced, now or to an earlier agent.
+    pub fn announce(&mut self, announcement: Announcement) {
+        self.announced.put(announcement);
+        self.unmatched = true;
+    }
+
+    /// An announced interface is about to go, or is gone. Says whether it was known.
+    pub fn retract(&mut self, key: &AttachmentKey) -> bool {
+        self.unmatched = true;
+        self.announced.remove(key)
+    }
+
+    /// An interface was looked at since the last scan.
+    pub fn found(&mut self, interface: Interface) {
+        if let Some(scan) = &mut self.scan {
+            scan.add(interface);
+            self.unmatched = true;
+        }
+    }
+
+    /// What was announced.
+    pub fn announced(&self) -> &Announced {
+        &self.announced
+    }
+
+    /// Announcements that came, changed or went since the last call.
+    pub fn take_changed_announcements(&mut self) -> Vec<AttachmentKey> {
+        self.announced.take_changed()
     }
 
     /// Does all that can be done now, and says when to call again if something has to be tried again.
@@ -389,6 +423,63 @@ impl<K: Kernel> Engine<K> {
         })
     }
 
+    /// Whether an announced interface is enforced, with its pod known and all that is known in force.
+    ///
+    /// # Errors
+    ///
+    /// What it still waits for.
+    pub fn is_enforced(&self, key: &AttachmentKey, now: Instant) -> Result<(), String> {
+        let Some(announcement) = self.announced.get(key) else {
+            return Err(format!(
+                "interface {} of container {} is not announced",
+                key.ifname, key.container_id
+            ));
+        };
+        let said = &announcement.attachment;
+        if !self.loaded {
+            return Err("the datastore is not read completely yet".to_owned());
+        }
+        let Some(device) = announcement.device else {
+            return Err(format!(
+                "no veth of this node{} leads to an interface {} with {:?}",
+                among(&said.host_interfaces),
+                key.ifname,
+                said.addresses
+            ));
+        };
+        if !self.pods.knows(&said.pod) {
+            let uid = Some(&said.pod.uid).filter(|uid| !uid.is_empty());
+            return Err(format!(
+                "the datastore has no pod {}/{}{} of this node yet",
+                said.pod.namespace,
+                said.pod.name,
+                uid.map(|uid| format!(" with uid {uid}"))
+                    .unwrap_or_default()
+            ));
+        }
+        if let Some(stuck) = self.stuck(now) {
+            return Err(format!("{}: {}", stuck.operation, stuck.error));
+        }
+        match self
+            .endpoints
+            .get(&device.ifindex)
+            .map(|endpoint| &endpoint.state)
+        {
+            Some(State::Attached)
+                if self.pending.is_empty() && self.queue.is_empty() && !self.unmatched =>
+            {
+                Ok(())
+            }
+            Some(state) => {
+                let error = state
+                    .failure()
+                    .map(|failure| format!(": {}", failure.error));
+                Err(format!("{}{}", state.word(), error.unwrap_or_default()))
+            }
+            None => Err("its interface is being looked for".to_owned()),
+        }
+    }
+
     /// Pods of this node that have an address which no interface bears.
     pub fn pods_without_interface(&self) -> Vec<ObjectName> {
         let found: BTreeSet<_> = self
@@ -407,15 +498,22 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         let Some(scan) = &self.scan else { return };
+        self.announced.follow(scan);
+        let owners = Owners {
+            announced: &self.announced,
+            pods: &self.pods,
+        };
         for (ifindex, endpoint) in &mut self.endpoints {
             let stays = match scan.interfaces.get(ifindex) {
                 Some(found) => {
-                    endpoint.interface.is_same_device(found) && self.pods.pod_of(found).is_some()
+                    endpoint.interface.is_same_device(found) && owners.of(found).is_some()
                 }
                 // Its other side could not be looked at, which is no proof that it is gone.
                 None => {
                     scan.veths.contains(ifindex)
-                        && self.pods.pod_of(&endpoint.interface) == Some(&endpoint.local.pod)
+                        && owners
+                            .of(&endpoint.interface)
+                            .is_some_and(|(pod, _)| pod == endpoint.local.pod)
                 }
             };
             if !stays && !matches!(endpoint.state, State::Detaching(_)) {
@@ -423,15 +521,15 @@ impl<K: Kernel> Engine<K> {
             }
         }
         for (ifindex, found) in &scan.interfaces {
-            let Some(pod) = self.pods.pod_of(found) else {
+            let Some((pod, addresses)) = owners.of(found) else {
                 continue;
             };
             let local = LocalEndpoint {
                 ifindex: *ifindex,
                 host_interface: found.name.clone(),
                 interface: found.peer.name.clone(),
-                pod: pod.clone(),
-                addresses: self.pods.addresses_of(pod, found),
+                pod,
+                addresses,
             };
             match self.endpoints.get_mut(ifindex) {
                 // Comes back when the old one is detached.
@@ -682,10 +780,44 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
+/// Which pod an interface is of.
+struct Owners<'a> {
+    announced: &'a Announced,
+    pods: &'a LocalPods,
+}
+
+impl Owners<'_> {
+    /// The pod, and those of the interface's addresses that are its own.
+    fn of(&self, interface: &Interface) -> Option<(ObjectName, Vec<IpAddr>)> {
+        let Some(announcement) = self.announced.of(interface) else {
+            let pod = self.pods.pod_of(interface)?;
+            return Some((pod.clone(), self.pods.addresses_of(pod, interface)));
+        };
+        let said = &announcement.attachment;
+        let pod = self.pods.name_of(&said.pod);
+        let mut addresses = said.addresses.clone();
+        for address in self.pods.claimed(&pod, interface) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        Some((pod, addresses))
+    }
+}
+
 /// Whether something in the cluster is not enforced as written. Two pods with one address are
 /// ambiguous, but what is written of the one that owns it is enforced.
 fn is_refusal(problem: &Problem) -> bool {
     !matches!(problem, Problem::AddressConflict { .. })
+}
+
+/// Interfaces' names as part of a sentence.
+fn among(names: &[String]) -> String {
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(" among {}", names.join(", "))
+    }
 }
 
 /// An operation in a few words: its variant and key are enough to find it.

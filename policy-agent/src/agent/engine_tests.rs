@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+use policy_cni::api::{Attachment, PodReference};
 use policy_core::model::{
-    LabelSelector, NetworkPolicy, Pod, PolicyPort, PortMatch, Protocol, Rule,
+    LabelSelector, NetworkPolicy, Peer as PolicyPeer, Pod, PolicyPort, PortMatch, Protocol,
+    Requirement, Rule,
 };
 
 use super::*;
@@ -532,6 +534,261 @@ fn a_change_is_enforced_once_its_last_operation_is_done() {
         [],
         "an interface is no change"
     );
+}
+
+/// As the plugin announces it: pod `name`, with this address, on this veth.
+fn announcement(container: &str, name: &str, uid: &str, veth: u32, last: u8) -> Announcement {
+    Announcement {
+        attachment: Attachment {
+            key: key(container),
+            network: "pods".to_owned(),
+            netns: format!("/run/netns/{container}"),
+            pod: PodReference {
+                namespace: "shop".to_owned(),
+                name: name.to_owned(),
+                uid: uid.to_owned(),
+            },
+            host_interfaces: vec![format!("veth{veth}")],
+            addresses: vec![[10, 0, 0, last].into()],
+        },
+        device: None,
+    }
+}
+
+fn key(container: &str) -> AttachmentKey {
+    AttachmentKey {
+        container_id: container.to_owned(),
+        ifname: "eth0".to_owned(),
+    }
+}
+
+/// A pod without an address, as it is when its sandbox is made.
+fn unaddressed(name: &str, uid: &str, label: &str) -> ObjectChange {
+    ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+        pod: Pod {
+            name: ObjectName::new("shop", name),
+            labels: Arc::new([("app".into(), label.into())].into()),
+            addresses: Vec::new(),
+            ports: Default::default(),
+            terminated: false,
+            created: 1,
+            uid: uid.into(),
+        },
+        node: Some("n1".into()),
+        dated: true,
+    }))
+}
+
+/// Everybody hears `app: web`, and nobody else.
+fn from_web() -> ObjectChange {
+    let label = LabelSelector {
+        requirements: vec![Requirement::In("app".into(), ["web".into()].into())],
+    };
+    ObjectChange::Upsert(Object::Policy(NetworkPolicy {
+        name: ObjectName::new("shop", "from-web"),
+        subjects: LabelSelector::default(),
+        ingress: Some(vec![Rule {
+            peers: vec![PolicyPeer::Pods {
+                namespaces: None,
+                pods: Some(label),
+            }],
+            ports: Vec::new(),
+        }]),
+        egress: None,
+    }))
+}
+
+#[test]
+fn an_announced_pod_is_endpoint_and_peer_before_the_api_has_its_address() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture
+        .engine
+        .changed(vec![from_web(), unaddressed("web", "u1", "web")]);
+    fixture.step();
+    fixture.done();
+    fixture
+        .engine
+        .announce(announcement("c1", "web", "u1", 9, 3));
+    fixture.step();
+    assert_eq!(fixture.done(), [""; 0], "its interface was not found yet");
+    let why = fixture
+        .engine
+        .is_enforced(&key("c1"), fixture.now)
+        .expect_err("not yet");
+    assert!(why.contains("no veth of this node among veth9"), "{why}");
+
+    let revision = fixture.engine.revision();
+    fixture.engine.found(interface(9, 3));
+    fixture.step();
+    assert_eq!(fixture.engine.revision(), revision + 1, "one transaction");
+    let done = fixture.done();
+    let is_peer = |done: &String| done.starts_with("PutAddress") && done.contains("10.0.0.3");
+    assert!(done.iter().any(is_peer), "its neighbours know it: {done:?}");
+    assert!(position(&done, "PutEndpoint 9") < position(&done, "attach 9"));
+    assert_eq!(fixture.engine.is_enforced(&key("c1"), fixture.now), Ok(()));
+
+    // The API confirms: nothing to be done.
+    fixture
+        .engine
+        .changed(vec![ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+            pod: Pod {
+                name: ObjectName::new("shop", "web"),
+                labels: Arc::new([("app".into(), "web".into())].into()),
+                addresses: vec![[10, 0, 0, 3].into()],
+                ports: Default::default(),
+                terminated: false,
+                created: 1,
+                uid: "u1".into(),
+            },
+            node: Some("n1".into()),
+            dated: true,
+        }))]);
+    fixture.step();
+    assert_eq!(fixture.done_of(&ENDPOINTS), [""; 0]);
+}
+
+#[test]
+fn an_announced_pod_that_is_not_known_is_denied_everything_and_waited_for() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2), (9, 3)]));
+    fixture
+        .engine
+        .announce(announcement("c1", "web", "u2", 9, 3));
+    fixture.step();
+    let deny_all = |engine: &Engine<Fake>| {
+        let views = engine.compiler.endpoints();
+        let view = views
+            .into_iter()
+            .find(|view| view.ifindex == 9)
+            .expect("an endpoint");
+        (
+            view.pod.to_string(),
+            view.ingress.is_some() && view.egress.is_some(),
+        )
+    };
+    assert_eq!(deny_all(&fixture.engine), ("shop/web".to_owned(), true));
+    assert_eq!(
+        fixture.done_of(&["attach 9"]),
+        ["attach 9"],
+        "protected meanwhile"
+    );
+    let why = fixture
+        .engine
+        .is_enforced(&key("c1"), fixture.now)
+        .expect_err("not known");
+    assert!(why.contains("no pod shop/web with uid u2"), "{why}");
+
+    // An earlier pod of the name is not it.
+    fixture
+        .engine
+        .changed(vec![unaddressed("web", "u1", "web")]);
+    fixture.step();
+    assert_eq!(
+        deny_all(&fixture.engine),
+        ("shop/web (uid u2)".to_owned(), true)
+    );
+    assert!(fixture.engine.is_enforced(&key("c1"), fixture.now).is_err());
+
+    fixture
+        .engine
+        .changed(vec![unaddressed("web", "u2", "web")]);
+    fixture.step();
+    assert_eq!(deny_all(&fixture.engine), ("shop/web".to_owned(), false));
+    assert_eq!(fixture.engine.is_enforced(&key("c1"), fixture.now), Ok(()));
+    assert_eq!(
+        fixture.done_of(&["attach", "detach"]),
+        [""; 0],
+        "attached all the time"
+    );
+}
+
+#[test]
+fn an_announced_endpoint_stays_until_it_is_retracted_or_its_device_goes() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture
+        .engine
+        .changed(vec![unaddressed("web", "u1", "web")]);
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2), (9, 3)]));
+    fixture
+        .engine
+        .announce(announcement("c1", "web", "u1", 9, 3));
+    fixture.step();
+    fixture.done();
+    // The pod's object goes first: what still runs in the sandbox is denied everything.
+    fixture.engine.changed(vec![pod_gone("web")]);
+    fixture.step();
+    assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0]);
+    fixture
+        .engine
+        .changed(vec![unaddressed("web", "u1", "web")]);
+    // The pod takes its address away, or its interface's name.
+    let mut disguised = scan(&[(7, 1), (8, 2), (9, 99)]);
+    if let Some(interface) = disguised.interfaces.get_mut(&9) {
+        interface.peer.netns = 3;
+        interface.peer.name = "other0".to_owned();
+    }
+    fixture.engine.scanned(disguised);
+    fixture.step();
+    assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0]);
+    assert_eq!(fixture.engine.is_enforced(&key("c1"), fixture.now), Ok(()));
+    let addresses = |engine: &Engine<Fake>| {
+        let mut endpoints = engine.endpoints();
+        let found = endpoints.find(|(local, _)| local.ifindex == 9);
+        found.expect("an endpoint").0.addresses.clone()
+    };
+    assert_eq!(
+        addresses(&fixture.engine),
+        [IpAddr::from([10, 0, 0, 3])],
+        "what the pod gave itself is not its own"
+    );
+    assert!(fixture.engine.retract(&key("c1")) && !fixture.engine.retract(&key("c1")));
+    fixture.step();
+    assert_eq!(
+        fixture.done_of(&ENDPOINTS),
+        ["detach 9", "DeleteEndpoint 9"]
+    );
+
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2), (9, 3)]));
+    fixture
+        .engine
+        .announce(announcement("c2", "web", "u1", 9, 3));
+    fixture.step();
+    fixture.engine.take_changed_announcements();
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
+    fixture.step();
+    assert_eq!(fixture.engine.take_changed_announcements(), [key("c2")]);
+    assert!(fixture.engine.is_enforced(&key("c2"), fixture.now).is_err());
+}
+
+#[test]
+fn an_announced_endpoint_is_enforced_only_when_all_is_in_force() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture
+        .engine
+        .changed(vec![unaddressed("web", "u1", "web")]);
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2), (9, 3)]));
+    fixture.refuse("attach 9", 1);
+    fixture
+        .engine
+        .announce(announcement("c1", "web", "u1", 9, 3));
+    fixture.step();
+    let enforced = |fixture: &Fixture| fixture.engine.is_enforced(&key("c1"), fixture.now);
+    assert_eq!(
+        enforced(&fixture),
+        Err("attaching: program from_pod is not loaded".to_owned())
+    );
+    fixture.step_until_quiet();
+    assert_eq!(enforced(&fixture), Ok(()));
+    fixture.refuse("PutEndpoint 9", 1);
+    fixture.engine.changed(vec![default_deny()]);
+    fixture.step();
+    assert!(
+        enforced(&fixture)
+            .expect_err("stuck")
+            .contains("table peers is full")
+    );
+    fixture.step_until_quiet();
+    assert_eq!(enforced(&fixture), Ok(()));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The daemon: wires datastore, discovery, engine and the two servers together, and runs until it is
 //! told to stop.
 
+mod attachment_files;
+mod attachments;
 mod backoff;
 mod drops;
 mod engine;
@@ -11,6 +13,7 @@ mod query;
 mod readiness;
 mod views;
 
+pub use attachments::{ATTACHMENTS, CniAnswer, CniQuery};
 pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
 pub use kernel::Kernel;
 pub use operations::{Operations, Tally};
@@ -40,10 +43,14 @@ use crate::endpoint::{self, Discovery, ScanReport};
 use crate::http;
 use crate::memory;
 use crate::metrics::{Latency, Scraper};
+use attachments::Attachments;
 use query::Sync;
 
 /// Drop events that may wait to be logged.
 const WAITING_EVENTS: usize = 4096;
+
+/// Questions that may wait: as many as a node has pods, all started at once.
+const WAITING_QUERIES: usize = 256;
 
 /// How often the loop shows that it lives, and looks for lost events.
 const BEAT: Duration = Duration::from_secs(1);
@@ -103,14 +110,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let socket_listener = http::local::listen(&socket)
         .with_context(|| format!("local socket {}", socket.display()))?;
     let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
+    let lookup = endpoint::Lookup::new().context("netlink, to look at pod interfaces")?;
 
-    let (queries_in, queries) = mpsc::channel(16);
+    let (queries_in, queries) = mpsc::channel(WAITING_QUERIES);
     let _started_once = scraper.set(Scraper::new(
         queries_in.clone(),
         health_out,
         dataplane.flow_tables(),
     ));
-    tokio::spawn(http::local::serve(socket_listener, queries_in));
+    tokio::spawn(http::local::serve(socket_listener, queries_in, lookup));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = &*config.node,
@@ -120,7 +128,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         "policy-agent started"
     );
     let engine = Engine::new(dataplane, limits(&config.table_sizes), config.node.clone());
-    let agent = Agent {
+    let attachments = Attachments::open(&config.run_dir)?;
+    let mut agent = Agent {
         engine,
         config,
         datastore,
@@ -134,7 +143,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drops_logged: 0,
         latency: Latency::default(),
         losses: Losses::default(),
+        attachments,
     };
+    agent.adopt_attachments()?;
     agent.run(events, stop).await?;
     let _nobody_connects_any_more = std::fs::remove_file(&socket);
     tracing::info!("policy-agent stops; programs, tables and connections stay in force");
@@ -212,6 +223,7 @@ struct Agent {
     drops_logged: u64,
     latency: Latency,
     losses: Losses,
+    attachments: Attachments,
 }
 
 /// Drop events that were not logged, as last told.
@@ -242,9 +254,10 @@ impl Agent {
                 grace = Some(tokio::task::spawn_blocking(wait_for_grace));
             }
             self.finish_syncs();
+            let wake_at = self.finish_attachments().into_iter().chain(retry_at).min();
             self.publish_health();
             let retry = async {
-                match retry_at {
+                match wake_at {
                     Some(at) => sleep_until(at.into()).await,
                     None => pending().await,
                 }
@@ -265,7 +278,14 @@ impl Agent {
                 report = self.discovery.next() => {
                     self.scanned(report.context("the search for pod interfaces ended")?);
                 }
-                Some(query) = self.queries.recv() => self.answer(query),
+                Some(query) = self.queries.recv() => {
+                    let mut query = Some(query);
+                    // Pods that are started at once are one batch, too.
+                    while let Some(given) = query {
+                        self.answer(given);
+                        query = self.queries.try_recv().ok();
+                    }
+                }
                 Some(event) = drops.recv() => {
                     let event: Event = event;
                     self.drops_logged += 1;
@@ -301,10 +321,11 @@ impl Agent {
 
     fn scanned(&mut self, report: ScanReport) {
         match report.result {
-            Ok(scan) => {
+            Ok(mut scan) => {
                 if self.scan_error.take().is_some() {
                     tracing::info!("interfaces can be looked for again");
                 }
+                self.attachments.add_later(report.answers, &mut scan);
                 self.engine.scanned(scan);
                 for sync in &mut self.syncs {
                     sync.scanned(report.answers);

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 
 use super::Agent;
+use super::attachments::CniQuery;
 use super::views;
 use crate::datastore::{Severity, SyncToken};
 use crate::endpoint::Discovery;
@@ -28,6 +29,8 @@ pub enum Query {
     Metrics(oneshot::Sender<Result<Snapshot, String>>),
     /// Answered once everything that the datastore holds now is enforced.
     Sync(oneshot::Sender<SyncReport>),
+    /// From the CNI plugin.
+    Cni(Box<CniQuery>),
 }
 
 /// A sync under way.
@@ -76,6 +79,7 @@ impl Agent {
             // A scrape that gave up while the loop was busy.
             Query::Metrics(reply) if reply.is_closed() => {}
             Query::Metrics(reply) => drop(reply.send(self.snapshot())),
+            Query::Cni(query) => self.answer_cni(*query),
             Query::Sync(reply) => {
                 self.last_token += 1;
                 let token = SyncToken(self.last_token);

@@ -15,7 +15,7 @@ const INTERFACES_FOUND: &str = "InterfacesFound";
 /// No table operation fails.
 const TABLES_WRITTEN: &str = "TablesWritten";
 /// All that is known is in the tables, and all endpoints have their programs.
-const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
+pub(super) const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
 
 /// The conditions that there are with every datastore.
 const CONDITIONS: [&str; 4] = [

@@ -102,13 +102,13 @@ pub struct Settings {
 }
 
 /// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
-pub const RUN_DIR: &str = "/run/portcullis";
+pub const RUN_DIR: &str = policy_cni::api::RUN_DIR;
 
 /// Default of PORTCULLIS_BPFFS.
 pub const BPFFS: &str = "/sys/fs/bpf/portcullis";
 
 /// Name of the local socket in the run directory.
-pub const SOCKET: &str = "agent.sock";
+pub const SOCKET: &str = policy_cni::api::SOCKET;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]

@@ -59,6 +59,11 @@ impl Discovery {
         number
     }
 
+    /// A number that is answered by scans which begin after this call, whenever they do.
+    pub fn mark(&self) -> u64 {
+        self.requests.last.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
     /// The next scan's outcome, `None` once discovery has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<ScanReport> {
         self.scans.recv().await
@@ -80,6 +85,50 @@ pub fn start() -> io::Result<Discovery> {
     Ok(Discovery { scans, requests })
 }
 
+/// Looks at single interfaces, without waiting for a scan.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    handle: Handle,
+}
+
+impl Lookup {
+    /// Opens netlink; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When it is not to be had.
+    pub fn new() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Those of the host's interfaces with these names that are pods' veths.
+    pub async fn named(&self, names: &[String]) -> Vec<Interface> {
+        let mut interfaces = Vec::new();
+        for name in names {
+            match self.one(name).await {
+                Ok(found) => interfaces.extend(found),
+                Err(error) => tracing::debug!(name, %error, "cannot look at an interface"),
+            }
+        }
+        interfaces
+    }
+
+    async fn one(&self, name: &str) -> io::Result<Vec<Interface>> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        let replies: Result<Vec<_>, _> = request.execute().try_collect().await;
+        let replies = replies.map_err(io::Error::other)?;
+        let Some(veth) = replies.first().and_then(Veth::from_message) else {
+            return Ok(Vec::new());
+        };
+        match veth.netns {
+            Some(netns) => peers(&self.handle, netns, &[veth]).await,
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
 async fn run(
     handle: Handle,
     mut events: Events,
@@ -99,7 +148,10 @@ async fn run(
             () = requests.wake.notified() => {}
             () = events.next() => {
                 // Never more than half of the time in scans, however many events there are.
-                sleep(SETTLE.max(took)).await;
+                tokio::select! {
+                    () = sleep(SETTLE.max(took)) => {}
+                    () = requests.wake.notified() => {}
+                }
                 events.discard();
             }
             () = sleep_until(began + RESCAN) => {}

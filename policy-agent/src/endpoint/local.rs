@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use policy_cni::api::PodReference;
 use policy_core::model::{ObjectName, Pod};
 
 use super::Interface;
@@ -20,6 +21,14 @@ pub struct LocalPods {
 struct Claim {
     created: i64,
     addresses: Vec<IpAddr>,
+    uid: Arc<str>,
+}
+
+impl Claim {
+    /// Whether it is the pod that the kubelet means. Not every runtime or datastore has uids.
+    fn is_of(&self, pod: &PodReference) -> bool {
+        self.uid.is_empty() || pod.uid.is_empty() || *self.uid == *pod.uid
+    }
 }
 
 impl LocalPods {
@@ -47,6 +56,7 @@ impl LocalPods {
         let claim = Claim {
             created: pod.created,
             addresses: pod.addresses.clone(),
+            uid: pod.uid.clone(),
         };
         self.pods.insert(pod.name.clone(), claim);
     }
@@ -82,6 +92,33 @@ impl LocalPods {
         let first = interface.addresses.iter().filter(own);
         let rest = interface.addresses.iter().filter(|address| !own(address));
         first.chain(rest).copied().collect()
+    }
+
+    /// Those of `interface`'s addresses that the datastore says are the pod's.
+    pub fn claimed(&self, pod: &ObjectName, interface: &Interface) -> impl Iterator<Item = IpAddr> {
+        let claimed = self.pods.get(pod).map(|claim| &claim.addresses);
+        let claimed = claimed.into_iter().flatten().copied();
+        claimed.filter(|address| interface.addresses.contains(address))
+    }
+
+    /// Whether the pod that the kubelet means is known.
+    #[must_use]
+    pub fn knows(&self, pod: &PodReference) -> bool {
+        let name = ObjectName::new(&pod.namespace, &pod.name);
+        self.pods.get(&name).is_some_and(|claim| claim.is_of(pod))
+    }
+
+    /// What the pod that the kubelet means is to be called. Where its name is another pod's by now, it
+    /// gets one that no pod can have: no policy is known to be about it, so it is denied everything.
+    #[must_use]
+    pub fn name_of(&self, pod: &PodReference) -> ObjectName {
+        let name = ObjectName::new(&pod.namespace, &pod.name);
+        match self.pods.get(&name) {
+            Some(claim) if !claim.is_of(pod) => {
+                ObjectName::new(&pod.namespace, &format!("{} (uid {})", pod.name, pod.uid))
+            }
+            _ => name,
+        }
     }
 
     /// Pods of this node that have no address yet, sorted.
@@ -187,6 +224,26 @@ mod tests {
             ]
         );
         assert_eq!(pods.pod_of(&interface).map(|p| &*p.name), Some("a"));
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_is_another_pod() {
+        let mut pods = LocalPods::new("n1".into());
+        let meant = |uid: &str| PodReference {
+            namespace: "shop".to_owned(),
+            name: "a".to_owned(),
+            uid: uid.to_owned(),
+        };
+        assert!(!pods.knows(&meant("u1")));
+        assert_eq!(&*pods.name_of(&meant("u1")).name, "a");
+        let mut current = pod("a", 1, &[]);
+        current.uid = "u2".into();
+        pods.put(&current, None);
+        assert!(!pods.knows(&meant("u1")) && pods.knows(&meant("u2")) && pods.knows(&meant("")));
+        assert_eq!(&*pods.name_of(&meant("u1")).name, "a (uid u1)");
+        assert_eq!(&*pods.name_of(&meant("u2")).name, "a");
+        pods.put(&pod("a", 1, &[]), None);
+        assert!(pods.knows(&meant("u1")), "a datastore without uids");
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Which interfaces on this node belong to which pods.
 //!
 //! `discovery` finds pod interfaces in the kernel, `local` knows the pods of this node; an interface
-//! and a pod belong together when the interface bears one of the pod's addresses.
+//! and a pod belong together when the CNI plugin said so (`announced`), else when the interface bears one
+//! of the pod's addresses.
 
+mod announced;
 mod discovery;
 mod local;
 
-pub use discovery::{Discovery, ScanReport, start};
+pub use announced::{Announced, Announcement, Device};
+pub use discovery::{Discovery, Lookup, ScanReport, start};
 pub use local::LocalPods;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,4 +56,12 @@ pub struct Scan {
     pub interfaces: BTreeMap<u32, Interface>,
     /// Every veth of this network namespace, those included whose other side could not be read.
     pub veths: BTreeSet<u32>,
+}
+
+impl Scan {
+    /// Adds an interface that was looked at since, or by itself.
+    pub fn add(&mut self, interface: Interface) {
+        self.veths.insert(interface.ifindex);
+        self.interfaces.insert(interface.ifindex, interface);
+    }
 }

@@ -6,6 +6,7 @@
 //! | `GET /v1/workloadendpoints` | list of [`crate::report::WorkloadEndpoint`] |
 //! | `GET /v1/identities` | list of [`crate::report::IdentityStatus`] |
 //! | `GET /v1/networkpolicies` | list of [`crate::report::PolicyStatus`] |
+//! | `POST /v1/cni/...` | see [`policy_cni::api`] |
 //! | `POST /v1/sync` | [`crate::report::SyncReport`], once all is enforced |
 
 use std::fs;
@@ -23,7 +24,9 @@ use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cni;
 use crate::agent::Query;
+use crate::endpoint::Lookup;
 use crate::report::Failure;
 
 /// Binds the socket, in place of one that an earlier agent left; nobody but root can ever open it.
@@ -45,9 +48,11 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves until the process ends; questions go to `queries`.
-pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>) {
-    if let Err(error) = axum::serve(listener, router(queries)).await {
+/// Serves until the process ends; questions go to `queries`, and `lookup` looks at interfaces that the CNI
+/// plugin names.
+pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>, lookup: Lookup) {
+    let router = router(queries.clone()).merge(cni::router(queries, lookup));
+    if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the local socket is no longer served");
     }
 }
@@ -132,7 +137,8 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let (queries_in, queries) = mpsc::channel(1);
         tokio::spawn(answer(queries));
-        tokio::spawn(serve(listener, queries_in));
+        let lookup = Lookup::new().expect("netlink");
+        tokio::spawn(serve(listener, queries_in, lookup));
 
         let policies: Vec<PolicyStatus> =
             client::request(&path, Method::GET, "/v1/networkpolicies", PATIENCE)

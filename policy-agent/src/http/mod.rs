@@ -2,5 +2,6 @@
 //! the latter.
 
 pub mod client;
+mod cni;
 pub mod health;
 pub mod local;

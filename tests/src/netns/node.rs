@@ -1,10 +1,10 @@
 //! The node, its pods, and a host outside.
 
-use std::cell::Cell;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -117,8 +117,8 @@ pub struct Node {
     form: Form,
     prefix: String,
     /// Last part of the next pod's addresses, and number of the next veth.
-    next: Cell<u8>,
-    veths: Cell<u32>,
+    next: AtomicU8,
+    veths: AtomicU32,
     datastore: Datastore,
     directories: Directories,
 }
@@ -216,8 +216,8 @@ impl Node {
             host,
             form,
             prefix,
-            next: Cell::new(2),
-            veths: Cell::new(0),
+            next: AtomicU8::new(2),
+            veths: AtomicU32::new(0),
             datastore,
             directories,
         })
@@ -227,6 +227,12 @@ impl Node {
     #[must_use]
     pub fn form(&self) -> Form {
         self.form
+    }
+
+    /// What the names of everything that belongs to this node begin with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// Name that the agent is told.
@@ -288,8 +294,9 @@ impl Node {
     ///
     /// When its name or address is taken.
     pub fn add_unknown(&self, spec: PodSpec<'_>) -> Result<Host> {
-        let last = spec.address.unwrap_or(self.next.get());
-        self.next.set(self.next.get().max(last + 1));
+        let next = self.next.load(Ordering::Relaxed);
+        let last = spec.address.unwrap_or(next);
+        self.next.store(next.max(last + 1), Ordering::Relaxed);
         let (v4, v6) = (pod_v4(last), pod_v6(last));
         let netns = Netns::create(&format!("{}-{}-{}", self.prefix, spec.namespace, spec.name))?;
         let veth = self.new_link("pcl-veth");
@@ -413,7 +420,7 @@ impl Node {
     }
 
     fn new_link(&self, kind: &str) -> String {
-        self.veths.set(self.veths.get() + 1);
-        format!("{kind}{}", self.veths.get())
+        let number = self.veths.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{kind}{number}")
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 
 use super::place;
-use crate::build::{self, PROGRAMS, Profile};
+use crate::build::{self, CRATES, PROGRAMS, Profile};
 use crate::layout::Layout;
 use crate::{run, setup};
 
@@ -16,7 +16,7 @@ pub(super) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Cargo's profile, in the workspace's manifest.
 const PROFILE: &str = "image";
 
-/// Builds every program of the agent's package. Returns their names and where they are.
+/// Builds every program of the agent's packages. Returns their names and where they are.
 pub(super) fn programs(layout: &Layout) -> Result<Vec<(String, PathBuf)>> {
     let compiler = setup::for_build()?;
     let built = build::objects(layout, &compiler, Profile::Release)?;
@@ -25,7 +25,8 @@ pub(super) fn programs(layout: &Layout) -> Result<Vec<(String, PathBuf)>> {
     flags.extend(build::remapped(layout));
     let mut cargo = layout.cargo();
     cargo
-        .args(["build", "--locked", "-p", "policy-agent", "--bins"])
+        .args(["build", "--locked", "--bins"])
+        .args(CRATES)
         .args(["--profile", PROFILE, "--target", TARGET])
         .env("CARGO_TARGET_DIR", &target)
         .env_remove("RUSTFLAGS")
@@ -60,7 +61,7 @@ fn c_flags(layout: &Layout) -> Option<String> {
     (!maps.iter().any(|map| map.contains(' '))).then(|| maps.join(" "))
 }
 
-/// Every program of the agent's package.
+/// Every program of the agent's packages.
 fn names(layout: &Layout) -> Result<Vec<String>> {
     let metadata = run::output(layout.cargo().args([
         "metadata",
@@ -73,7 +74,7 @@ fn names(layout: &Layout) -> Result<Vec<String>> {
     for program in PROGRAMS {
         ensure!(
             names.iter().any(|name| name == program),
-            "policy-agent has no program {program} any more"
+            "there is no program {program} any more"
         );
     }
     Ok(names)
@@ -86,7 +87,7 @@ fn programs_of(metadata: &str) -> Result<Vec<String>> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|package| package["name"] == "policy-agent")
+        .filter(|package| CRATES.iter().any(|name| package["name"] == *name))
         .flat_map(|package| package["targets"].as_array().into_iter().flatten())
         .filter(|target| target["kind"][0] == "bin")
         .filter_map(|target| target["name"].as_str().map(str::to_owned))
@@ -102,6 +103,7 @@ mod tests {
     #[test]
     fn programs_are_read_from_metadata() {
         let metadata = r#"{"packages": [
+            {"name": "policy-cni", "targets": [{"kind": ["bin"], "name": "policy-cni"}]},
             {"name": "xtask", "targets": [{"kind": ["bin"], "name": "xtask"}]},
             {"name": "policy-agent", "targets": [
                 {"kind": ["lib"], "name": "policy_agent"},
@@ -109,7 +111,7 @@ mod tests {
                 {"kind": ["bin"], "name": "policy-agent"}]}]}"#;
         assert_eq!(
             programs_of(metadata).expect("metadata"),
-            ["policy-agent", "policyctl"]
+            ["policy-agent", "policy-cni", "policyctl"]
         );
     }
 }

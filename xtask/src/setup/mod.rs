@@ -51,9 +51,13 @@ pub(crate) fn for_build() -> Result<Compiler> {
     Ok(compiler)
 }
 
+/// Packages without a program on the path: the reference CNI plugins.
+const TEST_PACKAGES: &[&str] = &["containernetworking-plugins"];
+
 /// What `demo`, `test` and `bench` need besides.
 pub(crate) fn for_tests() -> Result<()> {
-    apt::ensure_tools(&TOOLS[1..], "for the tests and the demo")
+    apt::ensure_tools(&TOOLS[1..], "for the tests and the demo")?;
+    apt::ensure_packages(TEST_PACKAGES, "for the tests of the CNI plugin")
 }
 
 /// What `test --kernel` needs besides.

@@ -10,7 +10,7 @@ pub mod strict;
 
 pub use network_policy::{closed_network_policy, network_policy};
 pub use path::{FieldPath, Segment};
-pub use pod::{PodObject, pod};
+pub use pod::{MIRROR, PodObject, pod};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

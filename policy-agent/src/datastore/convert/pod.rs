@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policy_core::model::{NamedPort, ObjectName, Pod};
 
 use super::{FieldPath, Invalid, Mistake, Mistakes, labels, object_name, port_number, protocol};
@@ -69,7 +70,7 @@ pub fn pod(object: &core::Pod) -> Result<PodObject, Vec<Invalid>> {
             ports: ports.into(),
             terminated: matches!(phase, Some("Succeeded" | "Failed")),
             created: created.unwrap_or(0),
-            uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
+            uid: uid(&object.metadata).into(),
         },
         node: spec
             .and_then(|spec| spec.node_name.as_deref())
@@ -78,6 +79,20 @@ pub fn pod(object: &core::Pod) -> Result<PodObject, Vec<Invalid>> {
         dated: created.is_some(),
     });
     mistakes.finish(pod)
+}
+
+/// The annotation that a static pod's object in the API bears.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The uid that the kubelet knows the pod by: a static pod's is not that of its object in the API.
+fn uid(metadata: &ObjectMeta) -> &str {
+    let mirrored = metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(MIRROR));
+    mirrored
+        .or(metadata.uid.as_ref())
+        .map_or("", String::as_str)
 }
 
 /// `podIPs`, or `podIP` where a hand-written object has only that.

@@ -8,6 +8,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
+use crate::datastore::convert::MIRROR;
+
 /// What identifies an object.
 #[derive(Debug, Deserialize)]
 pub(super) struct Head {
@@ -47,7 +49,15 @@ struct Metadata {
     namespace: Option<String>,
     uid: Option<String>,
     labels: Option<BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
     creation_timestamp: Option<Time>,
+}
+
+/// Of annotations, which can be long, the one that is used.
+#[derive(Debug, Deserialize)]
+struct Annotations {
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    mirror: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -116,6 +126,10 @@ impl From<Metadata> for ObjectMeta {
             namespace: metadata.namespace,
             uid: metadata.uid,
             labels: metadata.labels,
+            annotations: metadata
+                .annotations
+                .and_then(|annotations| annotations.mirror)
+                .map(|uid| BTreeMap::from([(MIRROR.to_owned(), uid)])),
             creation_timestamp: metadata.creation_timestamp,
             ..Self::default()
         }

@@ -1,0 +1,230 @@
+//! Puts the plugin's program and its entry in the configuration in place; done again, it changes nothing.
+//!
+//! The configuration that is in force is the first in lexical order, as runtimes choose it. A `.conf` or
+//! `.json` becomes a `.conflist` beside it. What was there before is kept under the same name with
+//! [`BACKUP`] appended.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use super::InstallError;
+use super::conflist::{Conflist, Mistake, TYPE};
+use super::create::{self, MainPlugin};
+use super::files::{beside, failed, mode, read, remove, replace};
+
+/// Ends the name of a configuration that was there before ours.
+pub(super) const BACKUP: &str = ".portcullis-backup";
+
+/// Ends the name of a copy of a configuration that we made, without our plugin.
+pub(super) const CREATED: &str = ".portcullis-created";
+
+/// Our entry in the configuration.
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    /// The agent's run directory on the host.
+    pub run_dir: PathBuf,
+    /// How long an ADD may take.
+    pub timeout: Duration,
+    /// Whether pods start unprotected where the agent is away.
+    pub fail_open: bool,
+}
+
+impl Plugin {
+    fn entry(&self) -> Value {
+        let mut entry = json!({
+            "type": TYPE, "runDir": self.run_dir, "timeout": self.timeout.as_secs_f64(),
+        });
+        if self.fail_open {
+            entry["failOpen"] = json!(true);
+        }
+        entry
+    }
+}
+
+/// What is to be installed, and where.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// The program to install.
+    pub program: PathBuf,
+    /// Where the runtime looks for plugins.
+    pub bin_dir: PathBuf,
+    /// Where the runtime looks for configurations.
+    pub conf_dir: PathBuf,
+    /// Our entry.
+    pub plugin: Plugin,
+    /// What to configure where there is no configuration.
+    pub create: Option<MainPlugin>,
+    /// This node's pod CIDRs, for that.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The configuration in force.
+    pub configuration: PathBuf,
+    /// Others that runtimes do not look at.
+    pub ignored: Vec<PathBuf>,
+    /// Whether the program was put in place.
+    pub program_changed: bool,
+    /// Whether the configuration was.
+    pub configuration_changed: bool,
+}
+
+impl Installation {
+    /// Makes it so.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being so; nothing is half-written then.
+    pub fn install(&self) -> Result<Outcome, InstallError> {
+        let mut found = configurations(&self.conf_dir)?.into_iter();
+        match (found.next(), self.create) {
+            (Some(active), _) => {
+                let edit = Edit::of(&active, &self.plugin.entry())?;
+                let program_changed = self.install_program()?;
+                Ok(Outcome {
+                    configuration_changed: edit.write()?,
+                    configuration: edit.target,
+                    ignored: found.collect(),
+                    program_changed,
+                })
+            }
+            (None, Some(main)) => self.create(main),
+            (None, None) => Err(InstallError::NoConfiguration(self.conf_dir.clone())),
+        }
+    }
+
+    /// The program's place.
+    pub(super) fn installed_program(&self) -> PathBuf {
+        self.bin_dir.join(TYPE)
+    }
+
+    fn install_program(&self) -> Result<bool, InstallError> {
+        let program = fs::read(&self.program).map_err(failed(&self.program))?;
+        let place = self.installed_program();
+        const EXECUTABLE: u32 = 0o755;
+        if read(&place)?.as_ref() == Some(&program) && mode(&place) == EXECUTABLE {
+            return Ok(false);
+        }
+        fs::create_dir_all(&self.bin_dir).map_err(failed(&self.bin_dir))?;
+        replace(&place, &program, EXECUTABLE)?;
+        Ok(true)
+    }
+
+    fn create(&self, main: MainPlugin) -> Result<Outcome, InstallError> {
+        let before = create::conflist(main, &self.pod_cidrs)?;
+        create::check_plugins(main, &self.bin_dir)?;
+        let path = self.conf_dir.join(create::FILE);
+        let text = before.to_string();
+        let list = Conflist::parse(text.as_bytes()).map_err(|mistake| explain(&path, mistake))?;
+        let program_changed = self.install_program()?;
+        fs::create_dir_all(&self.conf_dir).map_err(failed(&self.conf_dir))?;
+        let record = beside(&path, CREATED);
+        replace(&record, text.as_bytes(), mode(&record))?;
+        let list = list.with_ours(&self.plugin.entry());
+        replace(&path, list.to_string().as_bytes(), mode(&path))?;
+        Ok(Outcome {
+            configuration: path,
+            ignored: Vec::new(),
+            program_changed,
+            configuration_changed: true,
+        })
+    }
+}
+
+/// What becomes of a configuration, worked out before anything is written.
+struct Edit {
+    source: PathBuf,
+    target: PathBuf,
+    before: Vec<u8>,
+    /// `None` where all is as it should be.
+    after: Option<String>,
+    /// Whether what is there now is nobody's but ours, so that the backup stays.
+    was_ours: bool,
+}
+
+impl Edit {
+    fn of(active: &Path, entry: &Value) -> Result<Self, InstallError> {
+        let before = fs::read(active).map_err(failed(active))?;
+        let list = parse(active, &before)?;
+        let was_ours = list.has_ours();
+        let after = (!list.ends_with(entry)).then(|| list.with_ours(entry).to_string());
+        Ok(Self {
+            source: active.to_owned(),
+            target: active.with_extension("conflist"),
+            before,
+            after,
+            was_ours,
+        })
+    }
+
+    /// Writes it, backup first, and says whether there was anything to write.
+    fn write(&self) -> Result<bool, InstallError> {
+        let Some(after) = &self.after else {
+            return Ok(false);
+        };
+        let mode = mode(&self.source);
+        if !self.was_ours {
+            replace(&beside(&self.source, BACKUP), &self.before, mode)?;
+            // What is there now is not what we made.
+            remove(&beside(&self.source, CREATED))?;
+        }
+        replace(&self.target, after.as_bytes(), mode)?;
+        if self.source != self.target {
+            // It would stay the first in order. Its backup has it.
+            remove(&self.source)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Reads a configuration of either kind.
+pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Conflist, InstallError> {
+    let list = if is_list(path) {
+        Conflist::parse(text)
+    } else {
+        Conflist::of_plugin(text)
+    };
+    list.map_err(|mistake| explain(path, mistake))
+}
+
+fn is_list(path: &Path) -> bool {
+    path.extension() == Some(OsStr::new("conflist"))
+}
+
+fn explain(path: &Path, mistake: Mistake) -> InstallError {
+    let path = path.to_owned();
+    match mistake {
+        Mistake::Malformed(mistake) => InstallError::Malformed { path, mistake },
+        Mistake::Version(version) => InstallError::Version { path, version },
+    }
+}
+
+/// Configurations in the order in which runtimes look at them; the first is in force.
+pub(super) fn configurations(conf_dir: &Path) -> Result<Vec<PathBuf>, InstallError> {
+    let entries = match fs::read_dir(conf_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(conf_dir)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed(conf_dir))?.path();
+        let extension = path.extension().and_then(OsStr::to_str);
+        if matches!(extension, Some("conf" | "conflist" | "json")) && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+#[path = "install_tests.rs"]
+mod tests;
