@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use policy_core::model::{Change, LocalEndpoint, ObjectName};
 use policy_core::op::Op;
+use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
@@ -164,11 +165,16 @@ pub struct StuckPlan {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// An engine for the node of this name, with nothing loaded.
-    pub fn new(kernel: K, limits: Limits, node: Arc<str>) -> Self {
+    /// An engine for the node of this name, with nothing loaded. `former` is what the kernel's tables hold
+    /// already.
+    pub fn new(kernel: K, limits: Limits, node: Arc<str>, former: Option<Former>) -> Self {
+        let compiler = match former {
+            Some(former) => Compiler::adopting(limits, former),
+            None => Compiler::new(limits),
+        };
         Self {
             kernel,
-            compiler: Compiler::new(limits),
+            compiler,
             pods: LocalPods::new(node),
             loaded: false,
             scan: None,
@@ -236,13 +242,17 @@ impl<K: Kernel> Engine<K> {
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
-            if self.stuck.is_none() && self.queue.is_empty() && !self.pending.is_empty() {
+            if self.may_compile() {
                 self.compile();
             }
             self.run_queue(now);
             self.attach_endpoints(now);
             let idle = self.pending.is_empty() && self.queue.is_empty();
-            if self.stuck.is_some() || !self.stale.is_empty() || (idle && !self.unmatched) {
+            let waits = !self.pending.is_empty() && !self.may_compile();
+            if self.stuck.is_some()
+                || !self.stale.is_empty()
+                || ((idle || waits) && !self.unmatched)
+            {
                 break;
             }
         }
@@ -252,6 +262,12 @@ impl<K: Kernel> Engine<K> {
         } else {
             Some(now)
         }
+    }
+
+    fn may_compile(&self) -> bool {
+        // The first plan for tables in use closes what it does not know as an endpoint.
+        let knows_endpoints = self.scan.is_some() || !self.compiler.is_adopting();
+        self.stuck.is_none() && self.queue.is_empty() && !self.pending.is_empty() && knows_endpoints
     }
 
     /// Number of the last compiled state.
@@ -587,6 +603,9 @@ impl<K: Kernel> Engine<K> {
         match self.kernel.prune() {
             Ok(interfaces) => {
                 self.pruned = true;
+                let leftovers = self.compiler.take_leftovers().into_iter();
+                self.stale
+                    .extend(leftovers.map(|ifindex| Op::DeleteEndpoint { ifindex }));
                 if !interfaces.is_empty() {
                     tracing::info!(
                         ?interfaces,
