@@ -14,6 +14,7 @@ use std::env;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use policy_agent::datastore::convert;
@@ -133,9 +134,9 @@ impl World<'_> {
             });
             let change = Change::Pod(Pod {
                 name: name.clone(),
-                labels: labels(&pod.labels),
+                labels: labels(&pod.labels).into(),
                 addresses: vec![pod.ip],
-                ports: ports.collect(),
+                ports: Arc::new(ports.collect()),
                 terminated: false,
                 created: 0,
                 uid: "".into(),

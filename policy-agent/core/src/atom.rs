@@ -241,14 +241,14 @@ struct Matched {
     by_address: Vec<AtomId>,
 }
 
-type ByPorts = HashMap<BTreeSet<NamedPort>, Rc<Matched>>;
+type ByPorts = HashMap<Arc<BTreeSet<NamedPort>>, Rc<Matched>>;
 
 /// Remembers, while atoms and namespaces stay as they are, which atoms match which labels and ports:
 /// most pods of a cluster are copies of a few.
 #[derive(Debug, Default)]
 pub(crate) struct Matcher {
     candidates: HashMap<Arc<str>, Rc<Vec<AtomId>>>,
-    known: HashMap<Arc<str>, HashMap<Labels, ByPorts>>,
+    known: HashMap<Arc<str>, HashMap<Arc<Labels>, ByPorts>>,
 }
 
 impl Matcher {

@@ -1,9 +1,12 @@
 //! The compiler: from a batch of changes to an ordered plan.
 //!
 //! Order of a plan: rows of new pages and for new identities -> prefixes and addresses -> endpoints
-//! switch their policy ids -> epochs -> addresses that had to wait, after a grace period. Then, with the
-//! new state in force: grace period -> identities shrink -> grace period -> stale rows go. Old atoms stay registered until the endpoints have left the old pages, so
-//! that an identity always answers for old and new lists alike.
+//! switch their policy ids -> epochs -> addresses that had to wait, after a grace period.
+//!
+//! What nobody uses any more goes later, in its own time (`garbage`): grace period -> [`Compiler::retire`]:
+//! identities shrink -> grace period -> [`Compiler::bury`]: stale rows go. Plans may come in between. Old
+//! atoms stay registered until the lists that they are in are retired, so that an identity always answers
+//! for old and new lists alike; numbers stay taken until their rows are gone.
 //!
 //! A batch may both relabel a pod and change the lists of those it talks to. Its address then goes
 //! through a transitional identity, whose rows give the pages being left the old view and all others
@@ -22,7 +25,7 @@ use policy_common::verdict::Direction;
 use crate::addresses::Addresses;
 use crate::adopt;
 use crate::atom::{Atom, AtomId, Atoms, Matcher};
-use crate::garbage::Targets;
+use crate::garbage::{Garbage, Targets};
 use crate::identity::{Identities, Numbers};
 use crate::limits::{Limits, Problem};
 use crate::model::{Change, LocalEndpoint, ObjectName};
@@ -40,8 +43,9 @@ use crate::tables::Tables;
 pub struct Plan {
     /// The operations that bring the new state into force.
     pub ops: Vec<Op>,
-    /// The operations that then remove what nobody uses any more. They change no verdict, and wait for
-    /// grace periods, each of which takes the kernel some milliseconds.
+    /// With [`Compiler::apply`], and where tables are taken over, the operations that then remove what nobody
+    /// uses any more. They change no verdict, and wait for grace periods, each of which takes the kernel some
+    /// milliseconds.
     pub stale: Vec<Op>,
     /// Counts the plans of this compiler.
     pub revision: u64,
@@ -74,6 +78,8 @@ pub(crate) struct ListRecord {
     pub(crate) pages: Vec<u32>,
     /// Endpoints that it judges, by ifindex.
     pub(crate) users: BTreeSet<u32>,
+    /// The plan that took its last user, or made it; means nothing while there are users.
+    pub(crate) idle_since: u64,
 }
 
 /// An address that changes its identity.
@@ -123,7 +129,8 @@ pub struct Compiler {
     pub(crate) former: Option<Tables>,
     /// Interfaces that were endpoints in the former tables, and are not any more.
     pub(crate) leftovers: BTreeSet<u32>,
-    revision: u64,
+    pub(crate) garbage: Garbage,
+    pub(crate) revision: u64,
 }
 
 /// What one plan is made of, while it is made.
@@ -134,8 +141,6 @@ pub(crate) struct Draft {
     pub(crate) new_pages: BTreeSet<u32>,
     /// Pages that some endpoint leaves.
     pub(crate) left: BTreeSet<u32>,
-    /// Pages that a list had before it was renewed.
-    pub(crate) orphans: Vec<u32>,
     /// Endpoints whose flows must be judged again.
     pub(crate) revoked: BTreeSet<u32>,
 }
@@ -165,13 +170,31 @@ impl Compiler {
             unplaced_peers: BTreeSet::new(),
             former: None,
             leftovers: BTreeSet::new(),
+            garbage: Garbage::default(),
             revision: 0,
         }
     }
 
-    /// Takes in a batch of changes and plans the way to what they ask for. The plan must be executed
-    /// before the next one, from its beginning; it may be resumed.
+    /// All of [`Self::advance`], [`Self::retire`] and [`Self::bury`] in one plan, for those who have
+    /// nothing else to do in the grace periods.
     pub fn apply(&mut self, changes: Vec<Change>) -> Plan {
+        let plan = self.advance(changes);
+        self.and_garbage(plan)
+    }
+
+    fn and_garbage(&mut self, mut plan: Plan) -> Plan {
+        for mut ops in [self.retire(plan.revision), self.bury()] {
+            if !ops.is_empty() {
+                plan.stale.push(Op::Barrier);
+                plan.stale.append(&mut ops);
+            }
+        }
+        plan
+    }
+
+    /// Takes in a batch of changes and plans the way to what they ask for; what nobody uses any more
+    /// stays. The plan must be executed before the next one, from its beginning; it may be resumed.
+    pub fn advance(&mut self, changes: Vec<Change>) -> Plan {
         let mut draft = Draft::default();
         if self.revision == 0 {
             let generation = self.slots.generation();
@@ -204,16 +227,18 @@ impl Compiler {
         self.switch_endpoints(targets, &gone, &mut draft);
         self.revoke(&mut draft);
         self.finish_moves(&moves, &transitional, &mut draft);
-        let ops = std::mem::take(&mut draft.ops);
-        self.collect_garbage(&transitional, &mut draft);
-        self.place_peers(&mut draft);
+        self.garbage.transitional.extend(transitional.into_values());
         let plan = Plan {
-            ops,
-            stale: draft.ops,
+            ops: draft.ops,
+            stale: Vec::new(),
             revision: self.revision,
         };
         match self.former.take() {
-            Some(former) => self.lead_over(former, plan),
+            // Taking tables over is one plan from its beginning to its end.
+            Some(former) => {
+                let plan = self.and_garbage(plan);
+                self.lead_over(former, plan)
+            }
             None => plan,
         }
     }
@@ -393,6 +418,7 @@ impl Compiler {
             ListRecord {
                 pages: ids,
                 users: BTreeSet::new(),
+                idle_since: self.revision,
             },
         );
     }
@@ -426,7 +452,7 @@ impl Compiler {
     }
 
     /// Puts the rows of `peers` for which there is room by now, and has their flows judged again.
-    fn place_peers(&mut self, draft: &mut Draft) {
+    pub(crate) fn place_peers(&mut self, draft: &mut Draft) {
         let mut placed = BTreeSet::new();
         for (page, identity) in self.unplaced_peers.clone() {
             if self.peer_rows >= self.limits.peers as usize {

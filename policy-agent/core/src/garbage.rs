@@ -1,4 +1,4 @@
-//! The second half of a plan: endpoints switch, and what nobody needs any more goes.
+//! The second half of a plan: endpoints switch. And, after it, what nobody needs any more goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,11 +13,38 @@ use crate::compiler::{Compiler, Draft, EndpointRecord, Judge, Move, Transition};
 use crate::limits::Problem;
 use crate::model::LocalEndpoint;
 use crate::op::Op;
+use crate::page::Page;
 use crate::rules::RuleList;
 use crate::store::PortName;
 
 /// Endpoints that are to be: what judges them, and the port names that this depends on.
 pub(crate) type Targets = BTreeMap<u32, ([Judge; 2], BTreeSet<PortName>)>;
+
+/// What nobody uses any more, and has not gone yet.
+#[derive(Debug, Default)]
+pub(crate) struct Garbage {
+    /// Pages that a list had before it was renewed, with the plan that renewed it.
+    orphans: Vec<(u64, u32)>,
+    /// Identities that addresses went through.
+    pub(crate) transitional: Vec<u32>,
+    /// What is retired, and still has rows.
+    retired: Retired,
+}
+
+/// Rows and numbers that no operation of a plan touches any more. They count as used until they are gone.
+#[derive(Debug, Default)]
+struct Retired {
+    pages: Vec<(u32, Page)>,
+    identities: Vec<u32>,
+    /// Rows of `peers` on pages that stay.
+    peers: Vec<PeerKey>,
+}
+
+impl Retired {
+    fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.identities.is_empty() && self.peers.is_empty()
+    }
+}
 
 impl Compiler {
     /// Notes the pages that endpoints are about to leave.
@@ -88,7 +115,8 @@ impl Compiler {
                     targets.entry(*user).or_insert_with(target);
                 }
             }
-            draft.orphans.extend(record.pages);
+            let orphans = record.pages.into_iter().map(|page| (self.revision, page));
+            self.garbage.orphans.extend(orphans);
             if let Some(renewed) = self.lists.get_mut(&list) {
                 renewed.users = record.users;
             }
@@ -234,6 +262,7 @@ impl Compiler {
                 && let Some(record) = self.lists.get_mut(list)
             {
                 record.users.remove(&ifindex);
+                record.idle_since = self.revision;
             }
         }
     }
@@ -276,18 +305,25 @@ impl Compiler {
         self.revoke(draft);
     }
 
-    /// Removes what no endpoint uses: lists, atoms, identities, and their rows. Nothing of it changes a
-    /// verdict, but a packet on its way may still be on a page that was left, and may have read an
-    /// identity that goes: hence the barriers.
-    pub(crate) fn collect_garbage(
-        &mut self,
-        transitional: &BTreeMap<Transition, u32>,
-        draft: &mut Draft,
-    ) {
-        let mut stale = Vec::new();
-        let mut dead_atoms = self.drop_unused_lists(&mut stale);
-        for id in std::mem::take(&mut draft.orphans) {
-            self.drop_page(id, &mut stale, &mut dead_atoms);
+    /// Whether there may be something to retire.
+    #[must_use]
+    pub fn has_garbage(&self) -> bool {
+        let has_idle_list = || self.lists.values().any(|list| list.users.is_empty());
+        let has_unused = || self.identities.iter().any(|(_, record)| record.is_unused());
+        !self.garbage.orphans.is_empty()
+            || !self.garbage.transitional.is_empty()
+            || has_idle_list()
+            || has_unused()
+    }
+
+    /// Gives up what no endpoint uses since plan `revision` or longer: lists, atoms, identities. A grace
+    /// period must have passed since that plan was executed: a packet on its way may have been on a page
+    /// that was left. The operations change no verdict; as a plan, they must be executed before the next.
+    pub fn retire(&mut self, revision: u64) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let mut dead_atoms = BTreeSet::new();
+        for page in self.pages_unused_since(revision) {
+            self.retire_page(page, &mut dead_atoms);
         }
         // An atom that lost one page may have another.
         dead_atoms.retain(|atom| {
@@ -296,12 +332,10 @@ impl Compiler {
                 .is_some_and(|record| record.pages.is_empty())
         });
         if !dead_atoms.is_empty() {
-            draft.ops.push(Op::Barrier);
-            self.shrink_identities(&dead_atoms, &mut draft.ops);
+            self.shrink_identities(&dead_atoms, &mut ops);
         }
-        for id in transitional.values() {
-            self.drop_rows_of(*id, &mut stale);
-            self.identities.numbers.release(*id);
+        for id in std::mem::take(&mut self.garbage.transitional) {
+            self.retire_identity(id);
         }
         let unused: Vec<u32> = self
             .identities
@@ -310,67 +344,118 @@ impl Compiler {
             .map(|(id, _)| *id)
             .collect();
         for id in unused {
-            self.drop_rows_of(id, &mut stale);
             self.identities.forget(id, &mut self.atoms);
-            self.identities.numbers.release(id);
+            self.retire_identity(id);
         }
-        if !stale.is_empty() {
-            draft.ops.push(Op::Barrier);
-            draft.ops.append(&mut stale);
-        }
+        ops
     }
 
-    /// Forgets lists without users; returns the atoms that no page is about any more.
-    fn drop_unused_lists(&mut self, stale: &mut Vec<Op>) -> BTreeSet<u32> {
-        let unused: Vec<Arc<RuleList>> = self
-            .lists
-            .iter()
-            .filter(|(_, record)| record.users.is_empty())
-            .map(|(list, _)| list.clone())
-            .collect();
-        let mut dead_atoms = BTreeSet::new();
-        for list in unused {
-            let Some(record) = self.lists.remove(&list) else {
-                continue;
-            };
-            for id in record.pages {
-                self.drop_page(id, stale, &mut dead_atoms);
-            }
+    /// Whether [`Self::bury`] has something to do.
+    #[must_use]
+    pub fn has_retired(&self) -> bool {
+        !self.garbage.retired.is_empty()
+    }
+
+    /// Removes the rows of what is retired, and makes its numbers free. A grace period must have passed
+    /// since the operations of [`Self::retire`] were executed: a packet on its way may have read an
+    /// identity that goes. Where there was no room for something, there may be now; see [`Self::is_short`].
+    pub fn bury(&mut self) -> Vec<Op> {
+        let Retired {
+            pages,
+            identities,
+            peers,
+        } = std::mem::take(&mut self.garbage.retired);
+        let mut draft = Draft::default();
+        self.peer_rows -= peers.len();
+        draft
+            .ops
+            .extend(peers.into_iter().map(|key| Op::DeletePeer { key }));
+        for (id, page) in pages {
+            self.bury_page(id, page, &mut draft.ops);
         }
-        dead_atoms
+        for id in identities {
+            self.identities.numbers.release(id);
+        }
+        self.place_peers(&mut draft);
+        draft.ops
+    }
+
+    /// Whether something found no room, and is tried again with the next plan.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        !self.starved.is_empty() || !self.unplaced.is_empty() || !self.unplaced_peers.is_empty()
+    }
+
+    /// Pages that nobody is on since that plan; forgets their lists.
+    fn pages_unused_since(&mut self, revision: u64) -> Vec<u32> {
+        let mut pages = Vec::new();
+        self.lists.retain(|_, list| {
+            let stays = !list.users.is_empty() || list.idle_since > revision;
+            if !stays {
+                pages.append(&mut list.pages);
+            }
+            stays
+        });
+        self.garbage.orphans.retain(|(since, page)| {
+            let stays = *since > revision;
+            if !stays {
+                pages.push(*page);
+            }
+            stays
+        });
+        pages
     }
 
     /// Forgets a page; adds the atoms that no page is about any more to `dead_atoms`.
-    fn drop_page(&mut self, id: u32, stale: &mut Vec<Op>, dead_atoms: &mut BTreeSet<u32>) {
+    fn retire_page(&mut self, id: u32, dead_atoms: &mut BTreeSet<u32>) {
         let Some(page) = self.pages.remove(&id) else {
             return;
         };
-        stale.push(Op::DeletePolicy { id });
+        self.unplaced_peers.retain(|(page, _)| *page != id);
+        for atom in page.atoms.keys() {
+            if let Some(record) = self.atoms.get_mut(*atom) {
+                record.pages.remove(&id);
+                if record.pages.is_empty() {
+                    dead_atoms.insert(*atom);
+                }
+            }
+        }
+        self.garbage.retired.pages.push((id, page));
+    }
+
+    /// Forgets an identity's rows.
+    fn retire_identity(&mut self, identity: u32) {
+        self.unplaced_peers
+            .retain(|(_, unplaced)| *unplaced != identity);
+        for (policy, page) in &mut self.pages {
+            if page.peer_rows.remove(&identity) {
+                self.garbage.retired.peers.push(PeerKey {
+                    policy: *policy,
+                    identity,
+                });
+            }
+        }
+        self.garbage.retired.identities.push(identity);
+    }
+
+    fn bury_page(&mut self, id: u32, page: Page, ops: &mut Vec<Op>) {
+        ops.push(Op::DeletePolicy { id });
         self.port_rows -= page.ports.len();
         if page.header.first_count != 0 {
             let rows = u32::from(page.header.rules);
             self.count_rows.release(page.header.first_count, rows);
         }
         self.peer_rows -= page.peer_rows.len();
-        self.unplaced_peers.retain(|(page, _)| *page != id);
         for (key, _) in page.ports {
-            stale.push(Op::DeletePort { key });
+            ops.push(Op::DeletePort { key });
         }
         for identity in page.peer_rows {
-            stale.push(Op::DeletePeer {
+            ops.push(Op::DeletePeer {
                 key: PeerKey {
                     policy: id,
                     identity,
                 },
             });
-        }
-        for atom in page.atoms.into_keys() {
-            if let Some(record) = self.atoms.get_mut(atom) {
-                record.pages.remove(&id);
-                if record.pages.is_empty() {
-                    dead_atoms.insert(atom);
-                }
-            }
         }
         self.page_numbers.release(id);
     }
@@ -407,22 +492,6 @@ impl Compiler {
         self.put_prefixes(prefixes, ops);
         for step in moves {
             self.put_address(step.address, step.old, step.new, ops);
-        }
-    }
-
-    fn drop_rows_of(&mut self, identity: u32, stale: &mut Vec<Op>) {
-        self.unplaced_peers
-            .retain(|(_, unplaced)| *unplaced != identity);
-        for (policy, page) in &mut self.pages {
-            if page.peer_rows.remove(&identity) {
-                self.peer_rows -= 1;
-                stale.push(Op::DeletePeer {
-                    key: PeerKey {
-                        policy: *policy,
-                        identity,
-                    },
-                });
-            }
         }
     }
 }

@@ -87,12 +87,12 @@ pub struct NamedPort {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
-    /// Its labels.
-    pub labels: Labels,
+    /// Its labels; copies of a pod share them.
+    pub labels: Arc<Labels>,
     /// `status.podIPs`, at most one of each family; empty while unknown.
     pub addresses: Vec<IpAddr>,
-    /// Its named ports.
-    pub ports: BTreeSet<NamedPort>,
+    /// Its named ports; copies of a pod share them.
+    pub ports: Arc<BTreeSet<NamedPort>>,
     /// Phase Succeeded or Failed: owns no address any more.
     pub terminated: bool,
     /// Orders pods that claim one address: the newest live pod owns it. Seconds since 1970 of

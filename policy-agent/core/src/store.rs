@@ -1,6 +1,7 @@
 //! The cluster's objects as last told, and what each change of them touches.
 
 use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,9 +37,10 @@ pub(crate) struct Store {
     policies: BTreeMap<Arc<str>, BTreeMap<Arc<str>, NetworkPolicy>>,
     endpoints: BTreeMap<u32, LocalEndpoint>,
     endpoints_of: HashMap<ObjectName, BTreeSet<u32>>,
-    /// Live pods that claim an address; never empty.
-    claims: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
-    conflicts: BTreeSet<IpAddr>,
+    /// The live pod that claims an address; one of them where it is contested.
+    claims: BTreeMap<IpAddr, ObjectName>,
+    /// All who claim an address that several live pods do; rarely any.
+    contested: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
     /// Numbers of named ports of live pods, with how many pods have each.
     numbers: BTreeMap<PortName, BTreeMap<u16, usize>>,
 }
@@ -111,7 +113,9 @@ impl Store {
 
     /// The newest live pod that claims an address.
     pub(crate) fn owner(&self, address: &IpAddr) -> Option<&Pod> {
-        let claimants = self.claims.get(address)?;
+        let Some(claimants) = self.contested.get(address) else {
+            return self.pod(self.claims.get(address)?);
+        };
         claimants
             .iter()
             .filter_map(|name| self.pod(name))
@@ -129,9 +133,7 @@ impl Store {
 
     /// Addresses that more than one live pod claims, with those who claim them.
     pub(crate) fn conflicts(&self) -> impl Iterator<Item = (&IpAddr, &BTreeSet<ObjectName>)> {
-        self.conflicts
-            .iter()
-            .filter_map(|address| self.claims.get_key_value(address))
+        self.contested.iter()
     }
 
     /// Distinct numbers that live pods give a port name.
@@ -191,7 +193,7 @@ impl Store {
         let current = self.pods.get(&name.namespace);
         let current = current.and_then(|pods| pods.get(&name.name));
         if let Some(pod) = current.filter(|pod| !pod.terminated) {
-            for port in &pod.ports {
+            for port in &*pod.ports {
                 let key = (port.name.clone(), port.protocol);
                 let numbers = self.numbers.entry(key.clone()).or_default();
                 let count = numbers.entry(port.port).or_default();
@@ -202,7 +204,7 @@ impl Store {
             }
         }
         if let Some(pod) = former.filter(|pod| !pod.terminated) {
-            for port in &pod.ports {
+            for port in &*pod.ports {
                 let key = (port.name.clone(), port.protocol);
                 let Some(numbers) = self.numbers.get_mut(&key) else {
                     continue;
@@ -292,22 +294,31 @@ impl Store {
 
     fn claim(&mut self, name: &ObjectName, before: &BTreeSet<IpAddr>, after: &BTreeSet<IpAddr>) {
         for address in before.difference(after) {
-            if let Some(claimants) = self.claims.get_mut(address) {
-                claimants.remove(name);
-                if claimants.len() < 2 {
-                    self.conflicts.remove(address);
-                }
-                if claimants.is_empty() {
-                    self.claims.remove(address);
+            self.unclaim(name, address);
+        }
+        for address in after.difference(before) {
+            match self.claims.entry(*address) {
+                Entry::Vacant(free) => drop(free.insert(name.clone())),
+                Entry::Occupied(first) => {
+                    let claimants = self.contested.entry(*address).or_default();
+                    claimants.insert(first.get().clone());
+                    claimants.insert(name.clone());
                 }
             }
         }
-        for address in after.difference(before) {
-            let claimants = self.claims.entry(*address).or_default();
-            claimants.insert(name.clone());
-            if claimants.len() > 1 {
-                self.conflicts.insert(*address);
-            }
+    }
+
+    fn unclaim(&mut self, name: &ObjectName, address: &IpAddr) {
+        let Some(claimants) = self.contested.get_mut(address) else {
+            self.claims.remove(address);
+            return;
+        };
+        claimants.remove(name);
+        if let Some(left) = claimants.first() {
+            self.claims.insert(*address, left.clone());
+        }
+        if claimants.len() < 2 {
+            self.contested.remove(address);
         }
     }
 }

@@ -68,9 +68,10 @@ pub fn pod(index: usize) -> Pod {
         labels: labels(&[
             ("app", format!("app-{app}")),
             ("tier", format!("tier-{}", app % 3)),
-        ]),
+        ])
+        .into(),
         addresses: vec![IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + index as u32))],
-        ports: BTreeSet::new(),
+        ports: Arc::default(),
         terminated: false,
         created: index as i64,
         uid: Arc::from(format!("uid-{index}")),

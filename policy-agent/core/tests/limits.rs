@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use policy_common::verdict::Direction;
 use policy_core::model::{
@@ -25,9 +26,9 @@ fn name(name: &str) -> ObjectName {
 fn pod(pod: &str, last: u8) -> Change {
     Change::Pod(Pod {
         name: name(pod),
-        labels: Labels::from([("app".into(), pod.into())]),
+        labels: Labels::from([("app".into(), pod.into())]).into(),
         addresses: vec![address(last)],
-        ports: BTreeSet::new(),
+        ports: Arc::default(),
         terminated: false,
         created: 0,
         uid: "".into(),

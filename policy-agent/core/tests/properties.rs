@@ -163,9 +163,9 @@ fn pod() -> impl Strategy<Value = Pod> {
         .prop_map(
             |(name, labels, addresses, ports, terminated, created)| Pod {
                 name,
-                labels,
+                labels: Arc::new(labels),
                 addresses,
-                ports,
+                ports: Arc::new(ports),
                 terminated,
                 created,
                 uid: "".into(),
@@ -391,6 +391,70 @@ proptest! {
             prop_assert_eq!(counted["rule_counts"], rows.len(), "two rules count in one row");
             prop_assert_eq!(counted["prefix_v4"] + counted["prefix_v6"], tables.prefixes.len());
         }
+    }
+
+    /// What nobody uses any more goes between plans, at once or much later, and all of it in the end.
+    #[test]
+    fn garbage_goes_at_any_time_and_changes_no_verdict(
+        batches in prop::collection::vec(
+            (prop::collection::vec(change(), 1..6), 0..4_u64, any::<bool>()), 1..12),
+    ) {
+        let remotes = remotes();
+        let mut compiler = Compiler::new(Limits::default());
+        let mut tables = Tables::default();
+        let mut cluster = Cluster::default();
+        let last = batches.len() - 1;
+        for (number, (batch, behind, bury)) in batches.iter().enumerate() {
+            let before = of_tables(&tables, &remotes);
+            for change in batch {
+                cluster.apply(change.clone());
+            }
+            let plan = compiler.advance(batch.clone());
+            let mut states = Vec::new();
+            for op in &plan.ops {
+                tables.apply(op);
+                states.push(of_tables(&tables, &remotes));
+            }
+            let after = of_oracle(&cluster, &tables, &remotes);
+            prop_assert_eq!(&of_tables(&tables, &remotes), &after, "batch {}", number);
+            for (op, state) in plan.ops.iter().zip(states) {
+                for (key, allowed) in state {
+                    let (old, new) = (before.get(&key), after.get(&key));
+                    prop_assert!(
+                        old == Some(&allowed) || new == Some(&allowed) || new.is_none(),
+                        "batch {} {:?}: {:?} is {}, and was {:?}, and will be {:?}",
+                        number, op, key, allowed, old, new,
+                    );
+                }
+            }
+            let mut garbage = Vec::new();
+            if number == last {
+                garbage.extend(compiler.retire(plan.revision));
+                garbage.extend(compiler.bury());
+            } else {
+                if let Some(revision) = plan.revision.checked_sub(*behind).filter(|_| *behind < 3) {
+                    garbage.extend(compiler.retire(revision));
+                }
+                if *bury {
+                    garbage.extend(compiler.bury());
+                }
+            }
+            for op in garbage {
+                tables.apply(&op);
+                prop_assert_eq!(&of_tables(&tables, &remotes), &after, "batch {} {:?}", number, op);
+            }
+        }
+        prop_assert!(!compiler.has_garbage() && !compiler.has_retired());
+        let history: Vec<Vec<Change>> = batches.into_iter().map(|(batch, ..)| batch).collect();
+        let mut anew = Tables::default();
+        for op in Compiler::new(Limits::default()).apply(rebuilt(&history)).into_ops() {
+            anew.apply(&op);
+        }
+        prop_assert_eq!(sizes(&tables), sizes(&anew), "rows left over");
+        let counted = compiler.table_use();
+        prop_assert_eq!(counted["peers"], tables.peers.len());
+        prop_assert_eq!(counted["ports"], tables.ports.len());
+        prop_assert_eq!(counted["policies"], tables.policies.len());
     }
 
     /// A change that takes access away, or changes it, must start a new epoch for whom it concerns.

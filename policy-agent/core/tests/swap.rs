@@ -1,8 +1,8 @@
 //! Lists that one endpoint joins while another leaves them, as a peer of both is relabelled in the same
 //! batch; and peers without rows of their own that only their prefixes tell apart.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use policy_common::verdict::Direction;
 use policy_core::model::{
@@ -19,9 +19,9 @@ fn address(last: u8) -> IpAddr {
 fn pod_at(name: &str, key: &str, value: &str, created: u8, addresses: &[IpAddr]) -> Change {
     Change::Pod(Pod {
         name: ObjectName::new("a", name),
-        labels: [(key.into(), value.into())].into(),
+        labels: Arc::new([(key.into(), value.into())].into()),
         addresses: addresses.to_vec(),
-        ports: BTreeSet::new(),
+        ports: Arc::default(),
         terminated: false,
         created: i64::from(created),
         uid: "".into(),

@@ -3,7 +3,8 @@
 //! ```text
 //! datastore ─┐                      ┌─> operations ──> kernel
 //!            ├─> pending ─> compiler┤
-//! scans ─────┘                      └─> attach, once an endpoint's row is in place
+//! scans ─────┘           |          └─> attach, once an endpoint's row is in place
+//!                        '─> what nobody uses any more, after grace periods
 //! ```
 //!
 //! Invariants:
@@ -13,7 +14,8 @@
 //! - an endpoint's row is put before its programs are attached, and they are detached before its row
 //!   is deleted.
 //!
-//! No clock is read and nothing is waited for here, so that tests can do both.
+//! No clock is read and nothing is waited for here, so that tests can do both. Grace periods are asked for
+//! ([`Engine::begin_grace`]) and reported back; meanwhile changes are enforced as they come.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -43,8 +45,9 @@ pub struct Engine<K> {
     unmatched: bool,
     pending: Vec<Change>,
     queue: VecDeque<Op>,
-    /// What the next step begins with: removes what nobody uses, and waits for the kernel.
-    stale: VecDeque<Op>,
+    grace: Grace,
+    /// Plans were executed since garbage was last looked for.
+    littered: bool,
     /// Arrivals of what is in `pending`.
     arrived: Vec<Arrival>,
     /// Arrivals of what the queue is the plan of.
@@ -67,6 +70,21 @@ pub struct Arrival {
     pub received: Instant,
     /// How many they are.
     pub changes: usize,
+}
+
+/// What a grace period is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grace {
+    /// None is.
+    Idle,
+    /// What nobody used since this plan may be retired afterwards.
+    Leaving(u64),
+    /// That one has passed.
+    Left(u64),
+    /// What is retired is to be buried afterwards; begun or not.
+    Retired { begun: bool },
+    /// That one has passed.
+    Dead,
 }
 
 /// The operation at the head of the queue, which fails.
@@ -181,7 +199,8 @@ impl<K: Kernel> Engine<K> {
             unmatched: false,
             pending: Vec::new(),
             queue: VecDeque::new(),
-            stale: VecDeque::new(),
+            grace: Grace::Idle,
+            littered: false,
             arrived: Vec::new(),
             compiled_arrivals: Vec::new(),
             enforced_arrivals: Vec::new(),
@@ -238,36 +257,62 @@ impl<K: Kernel> Engine<K> {
         if !self.loaded {
             return None;
         }
-        self.queue.append(&mut self.stale);
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
-            if self.may_compile() {
-                self.compile();
+            if self.stuck.is_none() && self.queue.is_empty() {
+                if self.pending.is_empty() {
+                    self.collect_garbage();
+                } else if self.knows_endpoints() {
+                    self.compile();
+                }
             }
             self.run_queue(now);
             self.attach_endpoints(now);
-            let idle = self.pending.is_empty() && self.queue.is_empty();
-            let waits = !self.pending.is_empty() && !self.may_compile();
-            if self.stuck.is_some()
-                || !self.stale.is_empty()
-                || ((idle || waits) && !self.unmatched)
-            {
+            let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
+            let waits = self.pending.is_empty() || !self.knows_endpoints();
+            let idle = waits && self.queue.is_empty() && !may_go;
+            if self.stuck.is_some() || (idle && !self.unmatched) {
                 break;
             }
         }
         self.prune();
-        if self.stale.is_empty() {
-            self.retry_at()
-        } else {
-            Some(now)
+        self.retry_at()
+    }
+
+    /// Whether a grace period of the kernel is to be waited for, beginning now; [`Self::grace_passed`] is
+    /// to be called after it. There is never more than one.
+    #[must_use]
+    pub fn begin_grace(&mut self) -> bool {
+        if !self.queue.is_empty() {
+            return false;
+        }
+        match self.grace {
+            Grace::Idle if std::mem::take(&mut self.littered) && self.compiler.has_garbage() => {
+                self.grace = Grace::Leaving(self.enforced);
+                true
+            }
+            Grace::Retired { begun: false } => {
+                self.grace = Grace::Retired { begun: true };
+                true
+            }
+            _ => false,
         }
     }
 
-    fn may_compile(&self) -> bool {
-        // The first plan for tables in use closes what it does not know as an endpoint.
-        let knows_endpoints = self.scan.is_some() || !self.compiler.is_adopting();
-        self.stuck.is_none() && self.queue.is_empty() && !self.pending.is_empty() && knows_endpoints
+    /// The grace period that was asked for has passed.
+    pub fn grace_passed(&mut self) {
+        self.grace = match self.grace {
+            Grace::Leaving(revision) => Grace::Left(revision),
+            Grace::Retired { begun: true } => Grace::Dead,
+            other => other,
+        };
+    }
+
+    /// Whether endpoints were looked for, where that matters: the first plan for tables in use closes what
+    /// it does not know as an endpoint.
+    fn knows_endpoints(&self) -> bool {
+        self.scan.is_some() || !self.compiler.is_adopting()
     }
 
     /// Number of the last compiled state.
@@ -476,19 +521,42 @@ impl<K: Kernel> Engine<K> {
                 *compiled = true;
             }
         }
-        let plan = self.compiler.apply(changes);
+        let plan = self.compiler.advance(changes);
         tracing::debug!(
             revision = plan.revision,
             changes = count,
             operations = plan.ops.len(),
-            stale = plan.stale.len(),
             "compiled"
         );
         self.compiled = plan.revision;
-        self.queue.extend(plan.ops);
-        self.stale.extend(plan.stale);
+        self.littered = true;
+        self.queue.extend(plan.into_ops());
         self.compiled_arrivals.append(&mut self.arrived);
         self.report_problems();
+    }
+
+    /// Removes what nobody uses any more as far as grace periods have passed.
+    fn collect_garbage(&mut self) {
+        match self.grace {
+            Grace::Left(revision) => {
+                self.queue.extend(self.compiler.retire(revision));
+                self.grace = if self.compiler.has_retired() {
+                    Grace::Retired { begun: false }
+                } else {
+                    Grace::Idle
+                };
+            }
+            Grace::Dead => {
+                let is_short = self.compiler.is_short();
+                self.queue.extend(self.compiler.bury());
+                self.grace = Grace::Idle;
+                // There may be room now for what found none.
+                if is_short {
+                    self.compile();
+                }
+            }
+            Grace::Idle | Grace::Leaving(_) | Grace::Retired { .. } => {}
+        }
     }
 
     /// Says once what the compiler cannot do, and once that it can again.
@@ -604,7 +672,7 @@ impl<K: Kernel> Engine<K> {
             Ok(interfaces) => {
                 self.pruned = true;
                 let leftovers = self.compiler.take_leftovers().into_iter();
-                self.stale
+                self.queue
                     .extend(leftovers.map(|ifindex| Op::DeleteEndpoint { ifindex }));
                 if !interfaces.is_empty() {
                     tracing::info!(

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use policy_core::model::{LabelSelector, NetworkPolicy, Pod};
+use policy_core::model::{
+    LabelSelector, NetworkPolicy, Pod, PolicyPort, PortMatch, Protocol, Rule,
+};
 
 use super::*;
 use crate::dataplane::ApplyError;
@@ -181,6 +183,22 @@ fn default_deny() -> ObjectChange {
         subjects: LabelSelector::default(),
         ingress: Some(Vec::new()),
         egress: Some(Vec::new()),
+    }))
+}
+
+/// Lets everybody reach all pods on this port.
+fn from_anywhere(port: u16) -> ObjectChange {
+    ObjectChange::Upsert(Object::Policy(NetworkPolicy {
+        name: ObjectName::new("shop", "from-anywhere"),
+        subjects: LabelSelector::default(),
+        ingress: Some(vec![Rule {
+            peers: Vec::new(),
+            ports: vec![PolicyPort {
+                protocol: Protocol::Tcp,
+                port: PortMatch::Range(port, port),
+            }],
+        }]),
+        egress: None,
     }))
 }
 
@@ -514,4 +532,41 @@ fn a_change_is_enforced_once_its_last_operation_is_done() {
         [],
         "an interface is no change"
     );
+}
+
+#[test]
+fn what_nobody_uses_goes_after_grace_periods_which_hold_up_no_change() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.engine.changed(vec![from_anywhere(443)]);
+    fixture.step();
+    assert!(!fixture.engine.begin_grace(), "all is in use");
+    fixture.engine.changed(vec![from_anywhere(80)]);
+    fixture.step();
+    let deletions = ["DeletePolicy", "DeletePort", "Barrier"];
+    fixture.done();
+    assert!(fixture.engine.begin_grace());
+    assert!(!fixture.engine.begin_grace(), "it has begun");
+
+    // Retired with the next, which comes meanwhile.
+    fixture.engine.changed(vec![from_anywhere(81)]);
+    fixture.step();
+    assert_eq!(fixture.done_of(&["PutPolicy"]).len(), 1, "enforced at once");
+    fixture.engine.grace_passed();
+    fixture.step();
+    assert_eq!(fixture.done_of(&deletions), [""; 0], "retired only");
+    assert!(fixture.engine.begin_grace());
+    fixture.engine.changed(vec![pod("c", 3)]);
+    fixture.engine.grace_passed();
+    fixture.step();
+    let gone = fixture.done_of(&deletions);
+    assert_eq!(gone.len(), 2, "the policy of port 443: {gone:?}");
+
+    for _ in 0..2 {
+        assert!(fixture.engine.begin_grace());
+        fixture.engine.grace_passed();
+        fixture.step();
+    }
+    let gone = fixture.done_of(&deletions);
+    assert_eq!(gone.len(), 2, "the policy of port 80: {gone:?}");
+    assert!(!fixture.engine.begin_grace(), "nothing is left");
 }

@@ -30,10 +30,11 @@ use policy_core::Limits;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::config::{Config, DatastoreConfig, SOCKET};
-use crate::dataplane::{Dataplane, DataplaneConfig, EventStream};
+use crate::dataplane::{self, Dataplane, DataplaneConfig, EventStream};
 use crate::datastore::{self, Datastore, Update};
 use crate::endpoint::{self, Discovery, ScanReport};
 use crate::http;
@@ -46,6 +47,9 @@ const WAITING_EVENTS: usize = 4096;
 
 /// How often the loop shows that it lives, and looks for lost events.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How long after a failure a grace period is waited for again.
+const GRACE_RETRY: Duration = Duration::from_secs(1);
 
 /// How often lost events are logged at most.
 const LOSS_REPORT: Duration = Duration::from_secs(60);
@@ -235,6 +239,7 @@ impl Agent {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut trimmed = false;
+        let mut grace: Option<JoinHandle<()>> = None;
         loop {
             let retry_at = self.engine.step(Instant::now());
             if self.engine.is_loaded() && !std::mem::replace(&mut trimmed, true) {
@@ -242,6 +247,9 @@ impl Agent {
                 memory::give_back();
             }
             self.latency.observe(self.engine.take_enforced());
+            if self.engine.begin_grace() {
+                grace = Some(tokio::task::spawn_blocking(wait_for_grace));
+            }
             self.finish_syncs();
             self.publish_health();
             let retry = async {
@@ -271,6 +279,11 @@ impl Agent {
                     let event: Event = event;
                     self.drops_logged += 1;
                     tracing::info!(target: "drops", "{}", drops::describe(&event, &self.engine.compiler));
+                }
+                passed = end_of(&mut grace) => {
+                    passed.context("the wait for a grace period panicked")?;
+                    grace = None;
+                    self.engine.grace_passed();
                 }
                 _ = beat.tick() => self.report_losses(),
                 () = retry => {}
@@ -338,6 +351,22 @@ impl Agent {
                 told_at: Some(Instant::now()),
             };
         }
+    }
+}
+
+/// Waits for a grace period, again and again should the kernel refuse.
+fn wait_for_grace() {
+    while let Err(error) = dataplane::wait_for_grace() {
+        tracing::error!(%error, "cannot wait for a grace period, so unused table rows stay; trying again");
+        std::thread::sleep(GRACE_RETRY);
+    }
+}
+
+/// The end of a task, where there is one.
+async fn end_of(task: &mut Option<JoinHandle<()>>) -> Result<(), JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => pending().await,
     }
 }
 

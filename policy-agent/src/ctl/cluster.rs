@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use policy_core::model::{NetworkPolicy, ObjectName, Pod};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::datastore::convert::PodObject;
 
 /// A pod of the cluster that policies can apply to. The fields that the agent's report has too have the
 /// same names there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ClusterEndpoint {
+pub(super) struct ClusterEndpoint {
     /// The node.
     pub hostname: String,
     /// Always `k8s`.
@@ -33,8 +33,8 @@ pub struct ClusterEndpoint {
 }
 
 /// How an endpoint is isolated.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Isolation {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Isolation {
     /// Ingress, absent when not isolated.
     pub ingress: Option<IsolatedBy>,
     /// Egress, absent when not isolated.
@@ -42,16 +42,16 @@ pub struct Isolation {
 }
 
 /// What isolates an endpoint in one direction.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IsolatedBy {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct IsolatedBy {
     /// NetworkPolicies, as `namespace/name`.
     pub policies: Vec<String>,
 }
 
 /// A NetworkPolicy and what it applies to in the whole cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ClusterPolicy {
+pub(super) struct ClusterPolicy {
     /// Namespace.
     pub namespace: String,
     /// Name.

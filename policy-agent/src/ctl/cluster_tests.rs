@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use policy_core::model::{LabelSelector, Requirement, Rule};
 use serde_json::json;
 
@@ -9,9 +11,9 @@ fn pod(namespace: &str, name: &str, app: &str, node: &str) -> PodObject {
     PodObject::Pod {
         pod: Pod {
             name: ObjectName::new(namespace, name),
-            labels: [("app".into(), app.into())].into(),
+            labels: Arc::new([("app".into(), app.into())].into()),
             addresses: vec![[10, 0, 0, 7].into()],
-            ports: [].into(),
+            ports: Arc::default(),
             terminated: false,
             created: 0,
             uid: "".into(),

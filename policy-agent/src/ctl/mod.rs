@@ -6,7 +6,7 @@
 //! ```
 
 mod args;
-pub mod cluster;
+mod cluster;
 mod error;
 mod local;
 mod output;

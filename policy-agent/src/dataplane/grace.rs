@@ -6,8 +6,12 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 /// Waits for an RCU grace period: TC programs run inside an RCU read section, so when this returns,
-/// every packet that could have looked at older rows is done.
-pub(super) fn wait() -> io::Result<()> {
+/// every packet that could have looked at older rows is done. Takes some milliseconds.
+///
+/// # Errors
+///
+/// When the kernel has neither of the ways to wait.
+pub fn wait() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: a system call without pointers. For this command the kernel runs synchronize_rcu().
     let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };

@@ -25,6 +25,7 @@ pub use attach::{Attached, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
 pub use events::EventStream;
 pub use flow_tables::FlowTables;
+pub use grace::wait as wait_for_grace;
 pub use installed::{Installed, Part};
 pub use load::{DataplaneConfig, OBJECT};
 pub use removal::remove;

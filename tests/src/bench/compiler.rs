@@ -1,39 +1,30 @@
 //! The compiler's rows: 10,000 policies and 100,000 pods, of which 100 are local.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use policy_core::model::Change;
 use policy_core::{Compiler, Limits, synthetic};
 
+use super::process::memory;
 use super::report::{Mark, Row};
-
-/// The process's resident memory in bytes.
-fn resident() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .context("VmRSS")?;
-    let kilobytes: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
-    Ok(kilobytes * 1024.0)
-}
 
 pub(super) fn measure() -> Result<Vec<Row>> {
     let changes = synthetic::cluster(10_000, 100_000, 100);
-    let before = resident()?;
+    let before = memory("self", "VmRSS")?;
     let start = Instant::now();
     let mut compiler = Compiler::new(Limits::default());
     let plan = compiler.apply(changes);
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("compiled {} operations", plan.ops.len() + plan.stale.len());
     // The changes' own objects are handed over, not copied: what grew is the compiler's and the plan's.
-    let grown = (resident()? - before) / 1e6;
+    let grown = (memory("self", "VmRSS")? - before) / 1e6;
     drop(plan);
     let mut samples: Vec<f64> = Vec::new();
     for index in (0..100_000).step_by(97) {
         let mut pod = synthetic::pod(index);
-        pod.labels
+        Arc::make_mut(&mut pod.labels)
             .insert("app".into(), format!("app-{}", index % 7).as_str().into());
         let start = Instant::now();
         let plan = compiler.apply(vec![Change::Pod(pod)]);

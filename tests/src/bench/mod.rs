@@ -1,12 +1,15 @@
-//! `cargo xtask bench`: nanoseconds per packet, by BPF test run, beside floor programs of the same run.
+//! `cargo xtask bench`: nanoseconds per packet, by BPF test run, beside floor programs of the same run; the
+//! compiler by itself; the agent on a node, beside a large cluster.
 //!
-//! Every row is measured once a round, in an order that changes from round to round; a row's figure is
-//! the median over the rounds, and the marks are ratios of medians, since the machine is noisy and
-//! absolute times mean little elsewhere.
+//! Every row of packets is measured once a round, in an order that changes from round to round; a row's
+//! figure is the median over the rounds, and the marks are ratios of medians, since the machine is noisy
+//! and absolute times mean little elsewhere.
 
+mod agent;
 mod compiler;
 mod floor;
 mod packets;
+mod process;
 mod report;
 
 use std::env;
@@ -21,13 +24,13 @@ struct Settings {
     rounds: usize,
     /// Where the JSON goes, beside the table on standard output.
     json: Option<PathBuf>,
-    /// Whether the compiler's rows are measured, too.
+    /// Which rows are measured.
+    packets: bool,
     compiler: bool,
-    /// The object with the floor programs.
-    floor_object: PathBuf,
+    agent: bool,
 }
 
-/// Runs the benchmark: `portcullis-bench [--rounds N] [--json FILE] [--packets-only]`.
+/// Runs the benchmark: `portcullis-bench [--rounds N] [--json FILE] [--packets-only | --agent-only]`.
 ///
 /// # Errors
 ///
@@ -37,9 +40,15 @@ pub fn main() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the benchmark loads BPF programs and needs root: run `sudo -E cargo xtask bench`");
     }
-    let mut rows = packets::measure(&settings.floor_object, settings.rounds)?;
+    let mut rows = Vec::new();
+    if settings.packets {
+        rows.extend(packets::measure(&floor_object()?, settings.rounds)?);
+    }
     if settings.compiler {
         rows.extend(compiler::measure()?);
+    }
+    if settings.agent {
+        rows.extend(agent::measure()?);
     }
     let report = report::Report::new(rows);
     print!("{report}");
@@ -55,8 +64,9 @@ fn settings() -> Result<Settings> {
     let mut settings = Settings {
         rounds: 9,
         json: None,
+        packets: true,
         compiler: true,
-        floor_object: floor_object()?,
+        agent: true,
     };
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -68,9 +78,15 @@ fn settings() -> Result<Settings> {
         match argument.as_str() {
             "--rounds" => settings.rounds = value()?.parse().context("--rounds wants a number")?,
             "--json" => settings.json = Some(value()?.into()),
-            "--packets-only" => settings.compiler = false,
-            other => bail!("unknown argument {other}; known are --rounds, --json, --packets-only"),
+            "--packets-only" => (settings.compiler, settings.agent) = (false, false),
+            "--agent-only" => (settings.packets, settings.compiler) = (false, false),
+            other => bail!(
+                "unknown argument {other}; known are --rounds, --json, --packets-only, --agent-only"
+            ),
         }
+    }
+    if !settings.packets && !settings.agent {
+        bail!("--packets-only and --agent-only leave nothing to measure: give one of them");
     }
     Ok(settings)
 }

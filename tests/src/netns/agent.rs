@@ -287,6 +287,12 @@ impl<'a> Agent<'a> {
         self.process.stop()
     }
 
+    /// Number of its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What the node's agents logged so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -41,6 +41,12 @@ impl Process {
         Ok(Self { name, child, log })
     }
 
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How it ended, when it has.
     ///
     /// # Errors

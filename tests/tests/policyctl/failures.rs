@@ -1,6 +1,7 @@
 //! What is said when there is nothing to list, and with which exit code.
 
 use std::net::TcpListener;
+use std::path::Path;
 
 use portcullis_tests::apiserver::Resource;
 use portcullis_tests::objects;
@@ -139,7 +140,8 @@ fn settings_that_cannot_be_taken() {
     let bad = machine.write("bad", "{}");
     let cert = machine.write("cert", "");
     let kubeconfig = machine.path("kubeconfig");
-    let rows: [(&[(&str, &std::path::Path)], &[&str]); 5] = [
+    type Variables<'a> = &'a [(&'a str, &'a Path)];
+    let rows: [(Variables<'_>, &[&str]); 5] = [
         (
             &[("KUBECONFIG", &absent)],
             &["KUBECONFIG=", "absent: does not exist"],

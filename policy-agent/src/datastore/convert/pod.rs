@@ -64,9 +64,9 @@ pub fn pod(object: &core::Pod) -> Result<PodObject, Vec<Invalid>> {
     let pod = name.map(|name| PodObject::Pod {
         pod: Pod {
             name,
-            labels: labels(object.metadata.labels.as_ref()),
+            labels: labels(object.metadata.labels.as_ref()).into(),
             addresses,
-            ports,
+            ports: ports.into(),
             terminated: matches!(phase, Some("Succeeded" | "Failed")),
             created: created.unwrap_or(0),
             uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
@@ -104,7 +104,7 @@ fn addresses(status: Option<&core::PodStatus>, mistakes: &mut Mistakes) -> Vec<I
             })
             .collect()
     };
-    let mut addresses: Vec<IpAddr> = Vec::new();
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(given.len());
     for (path, text) in given {
         // The API clears an address by an empty string.
         if text.is_empty() {

@@ -335,6 +335,7 @@ status: {podIP: 192.168.0.1}
             port("dns", Protocol::Udp, 53),
             port("mesh", Protocol::Tcp, 15001),
         ])
+        .into()
     );
     let PodObject::Pod { pod, node, dated } = done else {
         panic!("{done:?}")

@@ -7,7 +7,7 @@ use policy_core::model::ObjectName;
 
 use super::decode::{self, Content, Item};
 use super::resource::Resource;
-use super::shared::SharedStrings;
+use super::shared::Shared;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange};
 
@@ -23,13 +23,15 @@ pub(super) struct Objects {
     list: u32,
     mistakes: BTreeMap<ObjectName, Vec<String>>,
     in_force: usize,
-    shared: SharedStrings,
+    shared: Shared,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
     /// Of what is in force: the last valid state, or what is enforced instead of one.
     fingerprint: Option<u64>,
+    /// Whether that is enforced instead of a valid state.
+    closed: bool,
     /// The last list that it was in, or during or after which it changed.
     list: u32,
 }
@@ -43,7 +45,7 @@ impl Objects {
             list: 0,
             mistakes: BTreeMap::new(),
             in_force: 0,
-            shared: SharedStrings::default(),
+            shared: Shared::default(),
         }
     }
 
@@ -91,6 +93,8 @@ impl Objects {
         let list = self.list;
         let known = self.known.get_mut(&item.name);
         let before = known.as_ref().and_then(|known| known.fingerprint);
+        let was_closed = known.as_ref().is_some_and(|known| known.closed);
+        let mut closed = false;
         let (fingerprint, change) = match item.content {
             Content::Node => (Some(0), None),
             Content::Object {
@@ -111,16 +115,23 @@ impl Objects {
                 mut mistakes,
                 instead,
             } => {
-                let instead = instead.map(Object::Policy).filter(|_| before.is_none());
-                if instead.is_some() {
+                let instead = instead
+                    .map(Object::Policy)
+                    .filter(|_| before.is_none() || was_closed);
+                closed = instead.is_some() || was_closed;
+                if closed {
                     mistakes.push(CLOSED.to_owned());
                 }
                 self.mistakes.insert(item.name.clone(), mistakes);
                 match instead {
-                    Some(object) => (
-                        Some(decode::fingerprint(&object)),
-                        Some(ObjectChange::Upsert(object)),
-                    ),
+                    Some(object) => {
+                        let fingerprint = decode::fingerprint(&object);
+                        let changed = before != Some(fingerprint);
+                        (
+                            Some(fingerprint),
+                            changed.then_some(ObjectChange::Upsert(object)),
+                        )
+                    }
                     None => (before, None),
                 }
             }
@@ -128,7 +139,11 @@ impl Objects {
         if before.is_none() && fingerprint.is_some() {
             self.in_force += 1;
         }
-        let now = Known { fingerprint, list };
+        let now = Known {
+            fingerprint,
+            list,
+            closed,
+        };
         match known {
             Some(known) => *known = now,
             None => {

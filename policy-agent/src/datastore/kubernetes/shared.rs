@@ -1,69 +1,91 @@
-//! Strings that many pods have in common are kept once: labels, names of namespaces and of ports.
+//! What many pods have in common is kept once: all labels, all ports, and the strings in them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
-use policy_core::model::Pod;
+use policy_core::model::{Labels, NamedPort, Pod};
 
-/// How many strings there may be before those that nobody uses any more are looked for.
+/// How many values there may be before those that nobody uses any more are looked for.
 const FEW: usize = 1024;
 
 /// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    strings: Pool<str>,
+    labels: Pool<Labels>,
+    ports: Pool<BTreeSet<NamedPort>>,
+}
+
+impl Shared {
+    /// Lets `pod` share what others have too.
+    pub(super) fn share(&mut self, pod: &mut Pod) {
+        self.strings.share(&mut pod.name.namespace);
+        let strings = &mut self.strings;
+        if !self.labels.has(&pod.labels) {
+            let labels = pod.labels.iter();
+            pod.labels = Arc::new(
+                labels
+                    .map(|(key, value)| (strings.the_one(key), strings.the_one(value)))
+                    .collect(),
+            );
+        }
+        self.labels.share(&mut pod.labels);
+        if !self.ports.has(&pod.ports) {
+            let ports = pod.ports.iter().cloned();
+            let shared = ports.map(|mut port| {
+                strings.share(&mut port.name);
+                port
+            });
+            pod.ports = Arc::new(shared.collect());
+        }
+        self.ports.share(&mut pod.ports);
+    }
+}
+
+/// Values, each of which is there once.
 #[derive(Debug)]
-pub(super) struct SharedStrings {
-    strings: HashSet<Arc<str>>,
-    /// Number of strings at which those without use are removed.
+struct Pool<T: ?Sized> {
+    values: HashSet<Arc<T>>,
+    /// Number of values at which those without use are removed.
     sweep_at: usize,
 }
 
-impl Default for SharedStrings {
+impl<T: ?Sized> Default for Pool<T> {
     fn default() -> Self {
         Self {
-            strings: HashSet::new(),
+            values: HashSet::new(),
             sweep_at: FEW,
         }
     }
 }
 
-impl SharedStrings {
-    /// Lets `pod` share what others have too.
-    pub(super) fn share(&mut self, pod: &mut Pod) {
-        if self.strings.len() >= self.sweep_at {
-            self.sweep();
-        }
-        pod.name.namespace = self.the_one(&pod.name.namespace);
-        pod.labels = std::mem::take(&mut pod.labels)
-            .into_iter()
-            .map(|(key, value)| (self.the_one(&key), self.the_one(&value)))
-            .collect();
-        pod.ports = std::mem::take(&mut pod.ports)
-            .into_iter()
-            .map(|mut port| {
-                port.name = self.the_one(&port.name);
-                port
-            })
-            .collect();
+impl<T: ?Sized + Eq + Hash> Pool<T> {
+    fn has(&self, value: &T) -> bool {
+        self.values.contains(value)
     }
 
-    fn the_one(&mut self, string: &Arc<str>) -> Arc<str> {
-        match self.strings.get(string) {
-            Some(known) => known.clone(),
-            None => {
-                self.strings.insert(string.clone());
-                string.clone()
-            }
-        }
+    /// Replaces `value` by the equal one that is here, or puts it here.
+    fn share(&mut self, value: &mut Arc<T>) {
+        *value = self.the_one(value);
     }
 
-    fn sweep(&mut self) {
-        self.strings.retain(|string| Arc::strong_count(string) > 1);
-        self.sweep_at = FEW.max(self.strings.len() * 2);
+    fn the_one(&mut self, value: &Arc<T>) -> Arc<T> {
+        if let Some(known) = self.values.get(value) {
+            return known.clone();
+        }
+        if self.values.len() >= self.sweep_at {
+            self.values.retain(|value| Arc::strong_count(value) > 1);
+            self.sweep_at = FEW.max(self.values.len() * 2);
+        }
+        self.values.insert(value.clone());
+        value.clone()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use policy_core::model::ObjectName;
 
@@ -72,9 +94,9 @@ mod tests {
     fn pod(name: &str, label: &str) -> Pod {
         Pod {
             name: ObjectName::new("ns", name),
-            labels: BTreeMap::from([("app".into(), label.into())]),
+            labels: Arc::new(BTreeMap::from([("app".into(), label.into())])),
             addresses: Vec::new(),
-            ports: BTreeSet::new(),
+            ports: Arc::default(),
             terminated: false,
             created: 0,
             uid: "".into(),
@@ -82,18 +104,23 @@ mod tests {
     }
 
     #[test]
-    fn equal_strings_are_one_and_unused_ones_go() {
-        let mut shared = SharedStrings::default();
+    fn what_is_equal_is_one_and_what_is_unused_goes() {
+        let mut shared = Shared::default();
         let (mut a, mut b) = (pod("a", "web"), pod("b", "web"));
         let before = a.clone();
         shared.share(&mut a);
         shared.share(&mut b);
         assert_eq!(a, before);
-        assert!(Arc::ptr_eq(&a.labels["app"], &b.labels["app"]));
+        assert!(Arc::ptr_eq(&a.labels, &b.labels) && Arc::ptr_eq(&a.ports, &b.ports));
+        let mut c = pod("c", "db");
+        shared.share(&mut c);
+        let key = |pod: &Pod| pod.labels.keys().next().cloned().expect("a label");
+        assert!(Arc::ptr_eq(&key(&a), &key(&c)));
         assert!(Arc::ptr_eq(&a.name.namespace, &b.name.namespace));
         for number in 0..10 * FEW {
             shared.share(&mut pod("c", &number.to_string()));
         }
-        assert!(shared.strings.len() <= FEW, "{}", shared.strings.len());
+        let left = (shared.strings.values.len(), shared.labels.values.len());
+        assert!(left.0 <= 3 * FEW && left.1 <= FEW, "{left:?}");
     }
 }
