@@ -11,6 +11,10 @@ pub struct MapSpec {
     pub capacity: u32,
 }
 
+/// Version of the tables' layout and meaning. Kept in the tables themselves, in `flags` of row 0 of
+/// `endpoints`; an agent takes over tables of its own version only.
+pub const LAYOUT: u32 = 1;
+
 macro_rules! maps {
     ($($(#[$doc:meta])* $id:ident = $name:literal, $capacity:expr;)+) => {
         $($(#[$doc])* pub const $id: MapSpec = MapSpec { name: $name, capacity: $capacity };)+

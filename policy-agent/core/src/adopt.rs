@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use policy_common::address::Identity;
 use policy_common::endpoint::Endpoint;
+use policy_common::map;
 use policy_common::policy::{PeerKey, RuleBits};
 
 use crate::compiler::{Compiler, Plan};
@@ -24,6 +25,12 @@ use crate::tables::Tables;
 const GENERATIONS: u32 = 64;
 
 impl Compiler {
+    /// Whether the first plan will lead over from former tables.
+    #[must_use]
+    pub fn is_adopting(&self) -> bool {
+        self.former.is_some()
+    }
+
     /// A compiler for tables that hold `former`. Its first batch of changes must be the whole cluster, with
     /// every endpoint of this node: an interface that is not in it counts as one that is no pod's, and what
     /// was isolated there is closed until it is detached (see [`Compiler::take_leftovers`]).
@@ -71,7 +78,10 @@ impl Compiler {
             target.apply(&op);
             if matches!(
                 op,
-                Op::PutPolicy { .. }
+                Op::PutEndpoint {
+                    ifindex: Tables::GENERATION,
+                    ..
+                } | Op::PutPolicy { .. }
                     | Op::PutPort { .. }
                     | Op::PutPeer { .. }
                     | Op::ClearRuleCounts { .. }
@@ -79,12 +89,6 @@ impl Compiler {
                 ops.push(op);
             }
         }
-        let generation = Endpoint {
-            epoch: self.slots.generation(),
-            ..Endpoint::default()
-        };
-        ops.insert(0, put_endpoint(Tables::GENERATION, generation));
-
         let ways = self.ways(&former, &target);
         let mut transitional = Vec::new();
         show_both_views(&ways, &former, &target, &mut ops, &mut transitional);
@@ -214,6 +218,16 @@ struct Way {
     through: u32,
     /// The row that it ends with.
     target: Option<u32>,
+}
+
+/// Writes the generation of endpoint ids, and the tables' layout.
+pub(crate) fn put_generation(generation: u32) -> Op {
+    let row = Endpoint {
+        epoch: generation,
+        flags: map::LAYOUT,
+        ..Endpoint::default()
+    };
+    put_endpoint(Tables::GENERATION, row)
 }
 
 fn put_endpoint(ifindex: u32, endpoint: Endpoint) -> Op {

@@ -23,6 +23,7 @@ use policy_common::policy::{PeerKey, RuleBits};
 use policy_common::verdict::Direction;
 
 use crate::addresses::Addresses;
+use crate::adopt;
 use crate::atom::{Atom, AtomId, Atoms, Matcher};
 use crate::garbage::{Garbage, Targets};
 use crate::identity::{Identities, Numbers};
@@ -196,6 +197,8 @@ impl Compiler {
     pub fn advance(&mut self, changes: Vec<Change>) -> Plan {
         let mut draft = Draft::default();
         if self.revision == 0 {
+            let generation = self.slots.generation();
+            draft.ops.push(adopt::put_generation(generation));
             let header = page::deny_all_header();
             draft.ops.push(Op::PutPolicy {
                 id: DENY_ALL,

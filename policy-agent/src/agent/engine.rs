@@ -25,6 +25,7 @@ use std::time::Instant;
 use policy_cni::api::AttachmentKey;
 use policy_core::model::{Change, LocalEndpoint, ObjectName};
 use policy_core::op::Op;
+use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
@@ -185,11 +186,16 @@ pub struct StuckPlan {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// An engine for the node of this name, with nothing loaded.
-    pub fn new(kernel: K, limits: Limits, node: Arc<str>) -> Self {
+    /// An engine for the node of this name, with nothing loaded. `former` is what the kernel's tables hold
+    /// already.
+    pub fn new(kernel: K, limits: Limits, node: Arc<str>, former: Option<Former>) -> Self {
+        let compiler = match former {
+            Some(former) => Compiler::adopting(limits, former),
+            None => Compiler::new(limits),
+        };
         Self {
             kernel,
-            compiler: Compiler::new(limits),
+            compiler,
             pods: LocalPods::new(node),
             announced: Announced::default(),
             loaded: false,
@@ -291,14 +297,15 @@ impl<K: Kernel> Engine<K> {
             if self.stuck.is_none() && self.queue.is_empty() {
                 if self.pending.is_empty() {
                     self.collect_garbage();
-                } else {
+                } else if self.knows_endpoints() {
                     self.compile();
                 }
             }
             self.run_queue(now);
             self.attach_endpoints(now);
             let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
-            let idle = self.pending.is_empty() && self.queue.is_empty() && !may_go;
+            let waits = self.pending.is_empty() || !self.knows_endpoints();
+            let idle = waits && self.queue.is_empty() && !may_go;
             if self.stuck.is_some() || (idle && !self.unmatched) {
                 break;
             }
@@ -334,6 +341,12 @@ impl<K: Kernel> Engine<K> {
             Grace::Retired { begun: true } => Grace::Dead,
             other => other,
         };
+    }
+
+    /// Whether endpoints were looked for, where that matters: the first plan for tables in use closes what
+    /// it does not know as an endpoint.
+    fn knows_endpoints(&self) -> bool {
+        self.scan.is_some() || !self.compiler.is_adopting()
     }
 
     /// Number of the last compiled state.
@@ -756,6 +769,9 @@ impl<K: Kernel> Engine<K> {
         match self.kernel.prune() {
             Ok(interfaces) => {
                 self.pruned = true;
+                let leftovers = self.compiler.take_leftovers().into_iter();
+                self.queue
+                    .extend(leftovers.map(|ifindex| Op::DeleteEndpoint { ifindex }));
                 if !interfaces.is_empty() {
                     tracing::info!(
                         ?interfaces,

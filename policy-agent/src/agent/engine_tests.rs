@@ -92,7 +92,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         Self {
-            engine: Engine::new(Fake::default(), Limits::default(), "n1".into()),
+            engine: Engine::new(Fake::default(), Limits::default(), "n1".into(), None),
             now: Instant::now(),
         }
     }

@@ -127,7 +127,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         health = %config.health,
         "policy-agent started"
     );
-    let engine = Engine::new(dataplane, limits(&config.table_sizes), config.node.clone());
+    let former = dataplane.take_former();
+    if let Some(former) = &former {
+        tracing::info!(
+            endpoints = former.endpoints.len(),
+            addresses = former.identities.len(),
+            "an earlier agent's tables are taken over; what they enforce stays in force until all is known"
+        );
+    }
+    let sizes = limits(&config.table_sizes);
+    let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
     let attachments = Attachments::open(&config.run_dir)?;
     let mut agent = Agent {
         engine,

@@ -1,7 +1,7 @@
 //! Tables that only this process writes, with the number of their rows: counted as they are written,
 //! because the kernel can only be asked for one row after the other.
 //!
-//! Invariant: a table is empty when it is wrapped.
+//! Invariant: nobody else writes a table once it is wrapped; rows that it has by then are counted.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -25,11 +25,15 @@ pub(super) struct HashRows<K, V> {
 
 impl<K: bytemuck::Pod, V: bytemuck::Pod> HashRows<K, V> {
     pub(super) fn new(table: HashMap<Data, Row<K>, Row<V>>, name: &'static str) -> Self {
-        Self {
-            table,
-            name,
-            rows: 0,
-        }
+        let rows = table.keys().count() as u64;
+        Self { table, name, rows }
+    }
+
+    /// Every row.
+    pub(super) fn all(&self) -> Result<Vec<(K, V)>, MapError> {
+        let rows = self.table.iter();
+        rows.map(|row| row.map(|(Row(key), Row(value))| (key, value)))
+            .collect()
     }
 
     pub(super) fn get(&self, key: K) -> Result<Option<V>, ApplyError> {
@@ -82,11 +86,16 @@ pub(super) struct TrieRows<K, V> {
 
 impl<K: bytemuck::Pod + Eq + Hash, V: bytemuck::Pod> TrieRows<K, V> {
     pub(super) fn new(table: LpmTrie<Data, Row<K>, Row<V>>, name: &'static str) -> Self {
-        Self {
-            table,
-            name,
-            keys: HashSet::new(),
-        }
+        let keys = table.keys().flatten();
+        let keys = keys.map(|key| (key.prefix_len(), key.data().0)).collect();
+        Self { table, name, keys }
+    }
+
+    /// Every row: prefix length, data, value.
+    pub(super) fn all(&self) -> Result<Vec<(u32, K, V)>, MapError> {
+        let rows = self.table.iter();
+        rows.map(|row| row.map(|(key, Row(value))| (key.prefix_len(), key.data().0, value)))
+            .collect()
     }
 
     pub(super) fn put(&mut self, length: u32, data: K, value: V) -> Result<(), ApplyError> {
@@ -124,13 +133,32 @@ impl<V: bytemuck::Pod> ArrayRows<V> {
         capacity: u32,
         is_row: fn(&V) -> bool,
     ) -> Self {
+        let filled = table.iter().flatten().filter(|row| is_row(&row.0));
+        let rows = filled.count() as u64;
         Self {
             table,
             name,
             capacity,
             is_row,
-            rows: 0,
+            rows,
         }
+    }
+
+    /// The row at an index, whatever is in it.
+    pub(super) fn get(&self, index: u32) -> Result<V, MapError> {
+        self.table.get(&index, 0).map(|row| row.0)
+    }
+
+    /// Every row that is one, with its index.
+    pub(super) fn all(&self) -> Result<Vec<(u32, V)>, MapError> {
+        let mut rows = Vec::new();
+        for index in 0..self.capacity {
+            let Row(value) = self.table.get(&index, 0)?;
+            if (self.is_row)(&value) {
+                rows.push((index, value));
+            }
+        }
+        Ok(rows)
     }
 
     pub(super) fn capacity(&self) -> u32 {

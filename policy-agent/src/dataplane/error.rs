@@ -26,6 +26,9 @@ pub enum LoadError {
         /// The running kernel's version.
         found: String,
     },
+    /// The tables that an earlier agent left could not be read.
+    #[error("read the tables that an earlier agent left: {0}")]
+    Former(MapError),
     /// bpffs could not be mounted.
     #[error("{path} is not on a BPF file system and mounting one at {mount_point} failed: {source}; \
              run `mount -t bpf bpf {mount_point}`", path = .path.display(), mount_point = .mount_point.display())]

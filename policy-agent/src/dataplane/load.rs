@@ -16,7 +16,7 @@ use super::error::LoadError;
 use super::removal::unless_gone;
 use super::row::Row;
 use super::tables::Tables;
-use super::{Dataplane, attach, bpffs, clock};
+use super::{Dataplane, attach, bpffs, clock, pinned};
 
 /// The eBPF object, empty when the build was told of none.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
@@ -87,6 +87,12 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     for (name, capacity) in &capacities {
         loader.map_max_entries(name, *capacity);
     }
+    let adopts = config.pin && pinned::fit(&config.bpffs, &capacities);
+    if adopts {
+        for spec in map::ALL {
+            loader.map_pin_path(spec.name, config.bpffs.join(spec.name));
+        }
+    }
     let mut ebpf = loader.load(OBJECT).map_err(refused)?;
     for name in [FROM_POD, TO_POD] {
         let program: &mut SchedClassifier = ebpf
@@ -100,16 +106,23 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     }
     if config.pin {
         let links_dir = attach::links(&config.bpffs);
-        pin_maps(&ebpf, &config.bpffs)?;
+        if !adopts {
+            pin_maps(&ebpf, &config.bpffs)?;
+        }
         fs::create_dir_all(&links_dir).map_err(|source| LoadError::Pin {
             path: links_dir.clone(),
             source,
         })?;
     }
-    let tables = Tables::new(&mut ebpf, &capacities)?;
+    let mut tables = Tables::new(&mut ebpf, &capacities)?;
+    let former = match adopts {
+        true => Some(tables.read().map_err(LoadError::Former)?),
+        false => None,
+    };
     Ok(Dataplane {
         ebpf,
         tables,
+        former,
         attachments: BTreeMap::new(),
         bpffs: config.bpffs.clone(),
     })

@@ -16,6 +16,7 @@ mod flow_tables;
 mod grace;
 mod installed;
 mod load;
+mod pinned;
 mod removal;
 mod row;
 mod tables;
@@ -36,6 +37,7 @@ use std::path::PathBuf;
 
 use aya::Ebpf;
 use policy_core::op::Op;
+use policy_core::tables::Tables as Former;
 
 use attach::Attachment;
 use tables::Tables;
@@ -44,17 +46,26 @@ use tables::Tables;
 pub struct Dataplane {
     ebpf: Ebpf,
     tables: Tables,
+    /// What an earlier agent left in the tables.
+    former: Option<Former>,
     attachments: BTreeMap<u32, Attachment>,
     /// Directory for pins.
     bpffs: PathBuf,
 }
 
 impl Dataplane {
-    /// Checks the kernel, mounts bpffs where it is missing, loads the programs with tables of their
-    /// own, and pins the tables under `config.bpffs`. Programs that an earlier agent left attached
+    /// Checks the kernel, mounts bpffs where it is missing, and loads the programs: with the tables that an
+    /// earlier agent left pinned under `config.bpffs`, where they are of the same layout and size, or else
+    /// with tables of their own, which are pinned there. Programs that an earlier agent left attached
     /// go on enforcing until [`Dataplane::attach`] replaces them or [`Dataplane::prune`] removes them.
     pub fn load(config: &DataplaneConfig) -> Result<Self, LoadError> {
         load::load(config)
+    }
+
+    /// What an earlier agent left in the tables, once: they are in use, and a compiler has to lead over
+    /// from there. `None` for tables of our own.
+    pub fn take_former(&mut self) -> Option<Former> {
+        self.former.take()
     }
 
     /// Executes one operation. Idempotent: what failed may be tried again.

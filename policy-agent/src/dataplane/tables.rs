@@ -1,7 +1,7 @@
 //! The tables, typed, and the executor of operations.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::Ebpf;
 use aya::maps::{MapError, PerCpuArray, PerCpuValues};
@@ -13,9 +13,10 @@ use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::event::EventBudget;
 use policy_common::map::{self, MapSpec};
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
-use policy_common::port::PortData;
+use policy_common::port::{PortData, PortKey};
 use policy_common::verdict::{Counter, Direction, Reason, counter_index};
 use policy_core::op::Op;
+use policy_core::tables::Tables as Former;
 
 use super::counted::{ArrayRows, HashRows, TrieRows};
 use super::error::{ApplyError, LoadError};
@@ -98,6 +99,56 @@ impl Tables {
             capacities: capacities.clone(),
             cpus: nr_cpus().map_err(|(_, source)| LoadError::Events(source))?,
         })
+    }
+
+    /// What the tables hold, in the compiler's terms.
+    pub(super) fn read(&mut self) -> Result<Former, MapError> {
+        let head = self.endpoints.get(Former::GENERATION)?;
+        let mut former = Former {
+            generation: head.epoch,
+            ..Former::default()
+        };
+        former.endpoints.extend(self.endpoints.all()?);
+        for (Ifindex { ifindex }, row) in self.endpoints_ext.all()? {
+            former.endpoints.insert(ifindex, row);
+        }
+        former.policies.extend(self.policies.all()?);
+        former.peers.extend(self.peers.all()?);
+        for (prefix_len, data, bits) in self.ports.all()? {
+            former.ports.insert(PortKey { prefix_len, data }, bits);
+        }
+        for (key, rule) in self.rules.all()? {
+            former.rules.insert(key, rule.action);
+        }
+        for (block, row) in self.identity_v4.all()? {
+            let first = u32::from(Ipv4Addr::from(block.octets));
+            let ids = (first..).zip(row.ids).filter(|(_, id)| *id != 0);
+            former
+                .identities
+                .extend(ids.map(|(address, id)| (Ipv4Addr::from(address).into(), id)));
+        }
+        for (block, row) in self.identity_v6.all()? {
+            let first = u128::from(Ipv6Addr::from(block.octets));
+            let ids = (first..).zip(row.ids).filter(|(_, id)| *id != 0);
+            former
+                .identities
+                .extend(ids.map(|(address, id)| (Ipv6Addr::from(address).into(), id)));
+        }
+        let v4 = self.prefix_v4.all()?.into_iter();
+        let v4 = v4.map(|(length, data, id)| (IpAddr::from(data.octets), length, id));
+        let v6 = self.prefix_v6.all()?.into_iter();
+        let v6 = v6.map(|(length, data, id)| (IpAddr::from(data.octets), length, id));
+        for (network, length, id) in v4.chain(v6) {
+            if let Ok(prefix) = IpNet::new(network, length as u8) {
+                former.prefixes.insert(prefix, id.id);
+            }
+        }
+        for (id, header) in &former.policies {
+            if header.first_count != 0 {
+                self.counted_rules.insert(*id, header.rules);
+            }
+        }
+        Ok(former)
     }
 
     /// Executes one operation.
@@ -259,13 +310,13 @@ impl Tables {
     }
 }
 
-fn octets_v4(address: std::net::Ipv4Addr) -> AddressV4 {
+fn octets_v4(address: Ipv4Addr) -> AddressV4 {
     AddressV4 {
         octets: address.octets(),
     }
 }
 
-fn octets_v6(address: std::net::Ipv6Addr) -> AddressV6 {
+fn octets_v6(address: Ipv6Addr) -> AddressV6 {
     AddressV6 {
         octets: address.octets(),
     }
