@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::service::MarkBits;
+
 /// Load-time constants, placed in read-only data so that the verifier folds them and removes the
 /// code of what is off. All times are in jiffies of the running kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -15,6 +17,8 @@ pub struct DatapathConfig {
     pub event_limit: u32,
     /// Number of rows of the `endpoints` array.
     pub endpoint_slots: u32,
+    /// Where in a packet's mark the endpoint stands whose egress is still to be judged.
+    pub mark: MarkBits,
     /// Non-zero turns on aya-log lines for slow-path decisions.
     pub log_decisions: u32,
 }

@@ -26,8 +26,17 @@ pub struct FlowKey<A> {
     pub remote_port: u16,
     /// L4 protocol number.
     pub protocol: u8,
+    /// Where the flow is seen: [`FlowKey::AT_POD`] or [`FlowKey::TRANSLATED`].
+    pub place: u8,
     /// Zero.
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 2],
+}
+
+impl<A> FlowKey<A> {
+    /// [`FlowKey::place`]: at the pod's interface, with the addresses that the pod uses.
+    pub const AT_POD: u8 = 0;
+    /// [`FlowKey::place`]: where a deferred packet is judged, with the addresses that it was translated to.
+    pub const TRANSLATED: u8 = 1;
 }
 
 impl FlowKey<AddressV4> {
@@ -105,7 +114,7 @@ pub struct Flow {
     pub state: u8,
     /// [`Direction`] of the packet that began the flow, as a number.
     pub initiator: u8,
-    /// [`Flow::NODE_ORIGIN`].
+    /// [`Flow::NODE_ORIGIN`] and [`Flow::DEFERRED`].
     pub flags: u8,
     /// Zero.
     pub _pad: u8,
@@ -116,6 +125,8 @@ const _: () = assert!(size_of::<Flow>() == 16);
 impl Flow {
     /// Flag: begun by a socket of this node, hence exempt from policy.
     pub const NODE_ORIGIN: u8 = 1;
+    /// Flag: opened by the pod towards an address that is translated later; judged after that.
+    pub const DEFERRED: u8 = 2;
 }
 
 /// How far a flow has come. Numbers, not an enum, because they stand in a map.
@@ -342,7 +353,8 @@ mod tests {
             local_port: 0x1234,
             remote_port: 0xabcd,
             protocol: 17,
-            _pad: [0; 3],
+            place: FlowKey::<AddressV4>::AT_POD,
+            _pad: [0; 2],
         };
         assert_eq!(FlowKeyV4::from_parts(7, v4, ports, 17), expected);
         let octets = core::array::from_fn(|index| index as u8);

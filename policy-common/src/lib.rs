@@ -35,4 +35,5 @@ pub mod flow;
 pub mod map;
 pub mod policy;
 pub mod port;
+pub mod service;
 pub mod verdict;

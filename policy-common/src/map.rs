@@ -13,7 +13,7 @@ pub struct MapSpec {
 
 /// Version of the tables' layout and meaning. Kept in the tables themselves, in `flags` of row 0 of
 /// `endpoints`; an agent takes over tables of its own version only.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 macro_rules! maps {
     ($($(#[$doc:meta])* $id:ident = $name:literal, $capacity:expr;)+) => {
@@ -46,6 +46,12 @@ maps! {
     RULES = "rules", 16_384;
     /// PERCPU_ARRAY: `PolicyHeader::first_count` + rule -> `RuleCount`; row 0 is not used.
     RULE_COUNTS = "rule_counts", 32_768;
+    /// HASH: `AddressV4` -> `ServiceAddress`.
+    SERVICE_V4 = "service_v4", 65_536;
+    /// HASH: `AddressV6` -> `ServiceAddress`.
+    SERVICE_V6 = "service_v6", 65_536;
+    /// ARRAY: slot of an endpoint's id -> `SlotInterface`.
+    MARK_SLOTS = "mark_slots", 1 << 16;
     /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen both ways.
     FLOWS_V4 = "flows_v4", 131_072;
     /// LRU_HASH: `FlowKeyV6` -> `Flow`, seen both ways.

@@ -99,26 +99,28 @@ reasons! {
     IcmpError = 5, Pass, "icmp_error";
     /// A pod's packet to itself.
     OwnAddress = 6, Pass, "own_address";
+    /// To an address that is translated later (a Service's or this node's): judged where it leaves.
+    Deferred = 7, Pass, "deferred";
     /// No rule of the policies that isolate the endpoint allows it, or a rule denies it.
-    PolicyDenied = 7, Drop, "policy_denied";
+    PolicyDenied = 8, Drop, "policy_denied";
     /// The source address is not the endpoint's own.
-    SpoofedSource = 8, Drop, "spoofed_source";
+    SpoofedSource = 9, Drop, "spoofed_source";
     /// Headers are truncated, inconsistent, or nested deeper than the parser goes.
-    Malformed = 9, Drop, "malformed";
+    Malformed = 10, Drop, "malformed";
     /// Neither ARP, IPv4 nor IPv6 (VLAN tags included), at an isolated endpoint.
-    NotIp = 10, Drop, "not_ip";
+    NotIp = 11, Drop, "not_ip";
     /// A later fragment whose first fragment was not seen.
-    FragmentUnknown = 11, Drop, "fragment_unknown";
+    FragmentUnknown = 12, Drop, "fragment_unknown";
     /// The interface has our programs but no row in `endpoints`.
-    NoEndpoint = 12, Drop, "no_endpoint";
+    NoEndpoint = 13, Drop, "no_endpoint";
     /// The flow was cut by a policy change and has not begun anew.
-    FlowRevoked = 13, Drop, "flow_revoked";
+    FlowRevoked = 14, Drop, "flow_revoked";
     /// An IPv6 routing header or IPv4 source route with hops left would hide the true destination.
-    SourceRoute = 14, Drop, "source_route";
+    SourceRoute = 15, Drop, "source_route";
     /// The endpoint's policy id has no header row: tables are incomplete, so fail closed.
-    NoPolicy = 15, Drop, "no_policy";
+    NoPolicy = 16, Drop, "no_policy";
     /// A new flow was allowed but could not be recorded, so its replies could not pass.
-    FlowTableError = 16, Drop, "flow_table_error";
+    FlowTableError = 17, Drop, "flow_table_error";
 }
 
 /// Our decision on a packet. One place in `policy-ebpf` turns it into a TC action.

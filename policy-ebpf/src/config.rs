@@ -3,6 +3,7 @@
 
 use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
+use policy_common::service::MarkBits;
 
 /// Written by user space at load, under this name.
 #[unsafe(no_mangle)]
@@ -12,6 +13,7 @@ static CONFIG: DatapathConfig = DatapathConfig {
     event_window: 250,
     event_limit: 0,
     endpoint_slots: map::ENDPOINTS.capacity,
+    mark: MarkBits::DEFAULT,
     log_decisions: 0,
 };
 

@@ -11,6 +11,7 @@ use policy_common::flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 use policy_common::map;
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
 use policy_common::port::PortData;
+use policy_common::service::{ServiceAddress, SlotInterface};
 use policy_common::verdict::Counter;
 
 /// Rows appear with policies and pods: most nodes need a fraction of the capacity.
@@ -21,6 +22,9 @@ pub(crate) type IdentityTable<A> =
     HashMap<A, IdentityBlock, { map::IDENTITY_V4.capacity as usize }, ON_DEMAND>;
 /// Prefixes of one family.
 pub(crate) type PrefixTable<A> = LpmTrie<A, Identity, { map::PREFIX_V4.capacity as usize }>;
+/// Addresses of one family that are translated later.
+pub(crate) type ServiceTable<A> =
+    HashMap<A, ServiceAddress, { map::SERVICE_V4.capacity as usize }, ON_DEMAND>;
 /// Flows of one family that were seen both ways.
 pub(crate) type FlowTable<A> = LruHashMap<FlowKey<A>, Flow, { map::FLOWS_V4.capacity as usize }>;
 /// Flows of one family that were seen one way.
@@ -53,6 +57,9 @@ tables! {
     RULES, "rules": HashMap<RuleKey, RuleAction, { map::RULES.capacity as usize }, ON_DEMAND>;
     RULE_COUNTS, "rule_counts":
         PerCpuArray<RuleCount, { map::RULE_COUNTS.capacity as usize }>;
+    SERVICE_V4, "service_v4": ServiceTable<AddressV4>;
+    SERVICE_V6, "service_v6": ServiceTable<AddressV6>;
+    MARK_SLOTS, "mark_slots": Array<SlotInterface, { map::MARK_SLOTS.capacity as usize }>;
     FLOWS_V4, "flows_v4": FlowTable<AddressV4>;
     FLOWS_V6, "flows_v6": FlowTable<AddressV6>;
     FLOWS_NEW_V4, "flows_new_v4": NewFlowTable<AddressV4>;

@@ -11,6 +11,7 @@ use aya::util::KernelVersion;
 use aya::{EbpfError, EbpfLoader};
 use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
+use policy_common::service::MarkBits;
 
 use super::error::LoadError;
 use super::removal::unless_gone;
@@ -80,6 +81,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
             0
         },
         endpoint_slots: capacities[map::ENDPOINTS.name],
+        mark: MarkBits::DEFAULT,
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();
@@ -181,7 +183,13 @@ fn capacities(
                 "the ring buffer's size in bytes is a power of two, 4096 or more",
             ));
         }
-        if [map::COUNTERS.name, map::EVENT_BUDGET.name].contains(&name.as_str()) {
+        if [
+            map::COUNTERS.name,
+            map::EVENT_BUDGET.name,
+            map::MARK_SLOTS.name,
+        ]
+        .contains(&name.as_str())
+        {
             return Err(bad("this table's size is fixed"));
         }
         *slot = *size;
