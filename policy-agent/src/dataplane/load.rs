@@ -26,6 +26,10 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub(super) const FROM_POD: &str = "from_pod";
 /// See [`FROM_POD`].
 pub(super) const TO_POD: &str = "to_pod";
+/// See [`FROM_POD`].
+pub(super) const EXIT: &str = "exit";
+/// See [`FROM_POD`].
+pub(super) const EXIT_L3: &str = "exit_l3";
 
 /// What the dataplane is loaded with.
 #[derive(Clone, Debug)]
@@ -42,6 +46,8 @@ pub struct DataplaneConfig {
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
     pub events_per_second: u32,
+    /// See [`DatapathConfig::settled_slot`]; 0 but in benchmarks.
+    pub settled_slot: u32,
     /// Whether maps are pinned; tests that only run packets do without.
     pub pin: bool,
 }
@@ -55,6 +61,7 @@ impl Default for DataplaneConfig {
             capacities: BTreeMap::new(),
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
+            settled_slot: 0,
             pin: true,
         }
     }
@@ -82,6 +89,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         },
         endpoint_slots: capacities[map::ENDPOINTS.name],
         mark: MarkBits::DEFAULT,
+        settled_slot: config.settled_slot,
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();
@@ -96,7 +104,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(refused)?;
-    for name in [FROM_POD, TO_POD] {
+    for name in [FROM_POD, TO_POD, EXIT, EXIT_L3] {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .ok_or(LoadError::Missing(name))?
