@@ -72,8 +72,20 @@ fn judge_ip<F: Family, const N: usize>(skb: &TcContext, subject: &Subject) -> u3
             return Reason::Established as u32;
         }
     }
-    judge_slowly::<F, N>(skb.skb.skb, subject.row, subject.epoch)
+    let reason = judge_slowly::<F, N>(skb.skb.skb, subject.row, subject.epoch);
+    if reason & UNREPORTED == 0 {
+        return reason;
+    }
+    let reason = reason & !UNREPORTED;
+    if let Some(scratch) = scratch::memory::<Scratch<F>>() {
+        event::dropped(skb.skb.skb, &scratch.packet, &scratch.decision, reason);
+    }
+    reason
 }
+
+/// Added to the reason of a drop that is to be reported from [`Scratch`]: not by [`judge_slowly`], because of the
+/// stack that both would need.
+const UNREPORTED: u32 = 0x100;
 
 /// Whether a packet of this flow was allowed in the current epoch. It needs no timeout: as long as the
 /// epoch lasts, the answer would be the same.
@@ -113,16 +125,11 @@ fn judge_slowly<F: Family, const N: usize>(
         scratch.packet.signal = Signal(Signal::NO_FLOW);
     }
     let reason = verdict(subject, scratch);
-    let Scratch {
-        packet, decision, ..
-    } = scratch;
-    match reason.verdict() {
-        Verdict::Pass => {
-            if packet.fragment.is_first() {
-                fragment::remember(packet);
-            }
-        }
-        Verdict::Drop => event::dropped(skb, packet, decision, reason as u32),
+    if matches!(reason.verdict(), Verdict::Drop) {
+        return reason as u32 | UNREPORTED;
+    }
+    if scratch.packet.fragment.is_first() {
+        fragment::remember(&scratch.packet);
     }
     reason as u32
 }
@@ -139,13 +146,11 @@ fn verdict<F: Family>(subject: &Subject, scratch: &mut Scratch<F>) -> Reason {
     if F::own_address(subject.row()) == Some(packet.key.remote) {
         return Reason::OwnAddress;
     }
-    if packet.fragment.is_later() {
-        if fragment::recall(packet) == 0 {
-            return Reason::FragmentUnknown;
-        }
-        if is_known::<F>(subject, &packet.key) {
-            return Reason::Established;
-        }
+    if packet.fragment.is_later() && fragment::recall(packet) == 0 {
+        return Reason::FragmentUnknown;
+    }
+    if is_known::<F>(subject, &packet.key) {
+        return Reason::Established;
     }
     let policy = subject.policy(Direction::Egress);
     classify::<F>(

@@ -405,7 +405,7 @@ fn fragments_and_icmp() {
         world.expect_deferred("an error about an answer", &error);
         let answer = incoming(FRIEND, family, 53, 5000, Udp);
         let error = icmp_error(POD[family], FRIEND[family], code.0, code.1, &answer, 8);
-        world.expect_leaving("where it leaves", &error, PolicyAllowed);
+        world.expect_leaving("where it leaves", &error, Established);
         let answer = incoming(STRANGER, family, 80, 5000, Tcp(ACK));
         let error = icmp_error(POD[family], STRANGER[family], code.0, code.1, &answer, 8);
         world.expect_leaving("about what is not allowed", &error, PolicyDenied);
