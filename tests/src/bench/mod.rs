@@ -11,6 +11,7 @@ mod floor;
 mod packets;
 mod process;
 mod report;
+mod services;
 
 use std::env;
 use std::fs;

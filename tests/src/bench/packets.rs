@@ -17,27 +17,28 @@ use policy_core::op::Op;
 
 use super::floor::Floor;
 use super::report::{Mark, Row};
+use super::services;
 use crate::packet::{Kind, flags, frame};
 use crate::testrun::{LOOPBACK, Machine};
 
 /// Runs of a program in one measurement.
-const TIMES: u32 = 200_000;
+pub(super) const TIMES: u32 = 200_000;
 /// The endpoint's address, and the first address of its peers.
 const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 9);
-const PEERS: u32 = 0x0a01_0000;
+pub(super) const PEERS: u32 = 0x0a01_0000;
 /// Addresses that no rule names.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PORT: u16 = 8080;
 /// Sizes of flow tables, the defaults: of two-way flows, which hold 64k at rest, and of one-way flows, in
 /// which the new flows here evict each other.
-const RESTING: u32 = 131_072;
+pub(super) const RESTING: u32 = 131_072;
 const EVICTING: u32 = 65_536;
 
 /// One row's way of being measured.
-struct Case {
-    name: &'static str,
-    mark: Option<Mark>,
-    measure: Box<dyn FnMut() -> Result<u32>>,
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) mark: Option<Mark>,
+    pub(super) measure: Box<dyn FnMut() -> Result<u32>>,
 }
 
 /// Measures all packet rows.
@@ -61,6 +62,7 @@ pub(super) fn measure(floor_object: &Path, rounds: usize) -> Result<Vec<Row>> {
     }
     cases.push(ip_block(floor_object)?);
     cases.extend(denied(floor_object)?);
+    cases.extend(services::cases()?);
     let mut samples: Vec<Vec<u32>> = cases.iter().map(|_| Vec::new()).collect();
     for round in 0..=rounds {
         eprintln!(
@@ -98,7 +100,7 @@ pub(super) fn measure(floor_object: &Path, rounds: usize) -> Result<Vec<Row>> {
         .collect())
 }
 
-fn tcp(remote: Ipv4Addr, tcp_flags: u8) -> Vec<u8> {
+pub(super) fn tcp(remote: Ipv4Addr, tcp_flags: u8) -> Vec<u8> {
     let local = SocketAddr::new(LOCAL.into(), 40_000);
     frame(
         local,
@@ -107,7 +109,7 @@ fn tcp(remote: Ipv4Addr, tcp_flags: u8) -> Vec<u8> {
     )
 }
 
-fn reply(remote: Ipv4Addr) -> Vec<u8> {
+pub(super) fn reply(remote: Ipv4Addr) -> Vec<u8> {
     let local = SocketAddr::new(LOCAL.into(), 40_000);
     frame(
         SocketAddr::new(remote.into(), PORT),
@@ -216,7 +218,21 @@ fn floors(object: &Path) -> Result<Vec<Case>> {
 
 /// A machine with one endpoint on the loopback interface, isolated as the policy ids say.
 fn machine(flows: u32, ingress_policy: u32, egress_policy: u32) -> Result<Machine> {
-    let mut config = DataplaneConfig::default();
+    machine_with(
+        DataplaneConfig::default(),
+        flows,
+        ingress_policy,
+        egress_policy,
+    )
+}
+
+/// As [`machine`], with a configuration of its own.
+pub(super) fn machine_with(
+    mut config: DataplaneConfig,
+    flows: u32,
+    ingress_policy: u32,
+    egress_policy: u32,
+) -> Result<Machine> {
     for name in ["flows_v4", "flows_new_v4"] {
         config.capacities.insert(name.to_owned(), flows);
     }
@@ -240,7 +256,7 @@ fn machine(flows: u32, ingress_policy: u32, egress_policy: u32) -> Result<Machin
 }
 
 /// Policy 1: `rules` rules, each for one port and the peers' identity; the last is for `PORT`.
-fn policy(rules: u32) -> Vec<Op> {
+pub(super) fn policy(rules: u32) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut everyone = RuleBits::EMPTY;
     for rule in 0..rules {
@@ -279,7 +295,7 @@ fn policy(rules: u32) -> Vec<Op> {
     ops
 }
 
-fn peers(count: u32) -> impl Iterator<Item = Op> {
+pub(super) fn peers(count: u32) -> impl Iterator<Item = Op> {
     (PEERS..PEERS + count).map(|address| Op::PutAddress {
         address: IpAddr::V4(Ipv4Addr::from(address)),
         identity: Identity { id: 1 },
@@ -318,7 +334,7 @@ fn establish(machine: &mut Machine, remote: Ipv4Addr) -> Result<()> {
     )
 }
 
-fn expect(
+pub(super) fn expect(
     machine: &mut Machine,
     direction: Direction,
     packet: &[u8],
