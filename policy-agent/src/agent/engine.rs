@@ -240,7 +240,7 @@ impl<K: Kernel> Engine<K> {
                 }
                 _ => {}
             }
-            self.pending.push(change.into());
+            self.pending.extend(change.for_compiler());
         }
     }
 

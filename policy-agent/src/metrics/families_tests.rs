@@ -53,7 +53,7 @@ fn fresh() -> Scrape {
         outage: None,
         last_contact: None,
         node: NodePresence::Unknown,
-        resources: ["networkpolicies", "pods", "namespaces", "nodes"]
+        resources: ["networkpolicies", "pods", "namespaces", "services", "nodes"]
             .map(resource)
             .into(),
     };
