@@ -26,6 +26,10 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub(super) const FROM_POD: &str = "from_pod";
 /// See [`FROM_POD`].
 pub(super) const TO_POD: &str = "to_pod";
+/// See [`FROM_POD`].
+pub(super) const EXIT: &str = "exit";
+/// See [`FROM_POD`].
+pub(super) const EXIT_L3: &str = "exit_l3";
 
 /// What the dataplane is loaded with.
 #[derive(Clone, Debug)]
@@ -38,6 +42,8 @@ pub struct DataplaneConfig {
     pub log_decisions: bool,
     /// Table sizes that differ from those of `policy_common::map`, by table name.
     pub capacities: BTreeMap<String, u32>,
+    /// Where in a packet's mark the endpoint stands whose egress is still to be judged.
+    pub mark: MarkBits,
     /// Flow timeouts in seconds.
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
@@ -53,6 +59,7 @@ impl Default for DataplaneConfig {
             log_drops: true,
             log_decisions: false,
             capacities: BTreeMap::new(),
+            mark: MarkBits::DEFAULT,
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
             pin: true,
@@ -81,7 +88,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
             0
         },
         endpoint_slots: capacities[map::ENDPOINTS.name],
-        mark: MarkBits::DEFAULT,
+        mark: config.mark,
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();
@@ -89,14 +96,14 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     for (name, capacity) in &capacities {
         loader.map_max_entries(name, *capacity);
     }
-    let adopts = config.pin && pinned::fit(&config.bpffs, &capacities);
+    let adopts = config.pin && pinned::fit(&config.bpffs, &capacities, config.mark);
     if adopts {
         for spec in map::ALL {
             loader.map_pin_path(spec.name, config.bpffs.join(spec.name));
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(refused)?;
-    for name in [FROM_POD, TO_POD] {
+    for name in [FROM_POD, TO_POD, EXIT, EXIT_L3] {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .ok_or(LoadError::Missing(name))?
@@ -126,6 +133,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         tables,
         former,
         attachments: BTreeMap::new(),
+        exits: BTreeMap::new(),
         bpffs: config.bpffs.clone(),
     })
 }
