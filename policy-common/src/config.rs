@@ -19,6 +19,9 @@ pub struct DatapathConfig {
     pub endpoint_slots: u32,
     /// Where in a packet's mark the endpoint stands whose egress is still to be judged.
     pub mark: MarkBits,
+    /// Slot that the mark of a packet gets when it is judged: 0, no mark; another one only where a benchmark judges
+    /// the same packet again and again.
+    pub settled_slot: u32,
     /// Non-zero turns on aya-log lines for slow-path decisions.
     pub log_decisions: u32,
 }

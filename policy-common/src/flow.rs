@@ -44,9 +44,15 @@ impl FlowKey<AddressV4> {
     /// each would have to wait for its pieces to leave the store buffer.
     #[inline(always)]
     #[must_use]
-    pub fn from_parts(endpoint: u32, remote: AddressV4, ports: PortPair, protocol: u8) -> Self {
+    pub fn from_parts(
+        endpoint: u32,
+        remote: AddressV4,
+        ports: PortPair,
+        protocol: u8,
+        place: u8,
+    ) -> Self {
         let remote = u32::from_ne_bytes(remote.octets);
-        bytemuck::cast([endpoint, remote, ports.word(), protocol_word(protocol)])
+        bytemuck::cast([endpoint, remote, ports.word(), last_word(protocol, place)])
     }
 }
 
@@ -54,9 +60,16 @@ impl FlowKey<AddressV6> {
     /// As for IPv4.
     #[inline(always)]
     #[must_use]
-    pub fn from_parts(endpoint: u32, remote: AddressV6, ports: PortPair, protocol: u8) -> Self {
+    pub fn from_parts(
+        endpoint: u32,
+        remote: AddressV6,
+        ports: PortPair,
+        protocol: u8,
+        place: u8,
+    ) -> Self {
         let [a, b, c, d]: [u32; 4] = bytemuck::cast(remote);
-        bytemuck::cast([endpoint, a, b, c, d, ports.word(), protocol_word(protocol)])
+        let last = last_word(protocol, place);
+        bytemuck::cast([endpoint, a, b, c, d, ports.word(), last])
     }
 }
 
@@ -82,13 +95,13 @@ impl PortPair {
     }
 }
 
-/// The protocol and its padding as they lie in memory.
+/// The protocol, the place and their padding as they lie in memory.
 #[inline(always)]
-const fn protocol_word(protocol: u8) -> u32 {
+const fn last_word(protocol: u8, place: u8) -> u32 {
     if cfg!(target_endian = "little") {
-        protocol as u32
+        protocol as u32 | (place as u32) << 8
     } else {
-        (protocol as u32) << 24
+        (protocol as u32) << 24 | (place as u32) << 16
     }
 }
 
@@ -118,9 +131,12 @@ pub struct Flow {
     pub flags: u8,
     /// Zero.
     pub _pad: u8,
+    /// The endpoint of this node that began the flow, where its address was replaced by another on the way
+    /// (a masqueraded packet of a Service); else 0.
+    pub peer: u32,
 }
 
-const _: () = assert!(size_of::<Flow>() == 16);
+const _: () = assert!(size_of::<Flow>() == 20);
 
 impl Flow {
     /// Flag: begun by a socket of this node, hence exempt from policy.
@@ -356,10 +372,13 @@ mod tests {
             place: FlowKey::<AddressV4>::AT_POD,
             _pad: [0; 2],
         };
-        assert_eq!(FlowKeyV4::from_parts(7, v4, ports, 17), expected);
+        assert_eq!(
+            FlowKeyV4::from_parts(7, v4, ports, 17, FlowKeyV4::AT_POD),
+            expected
+        );
         let octets = core::array::from_fn(|index| index as u8);
         let v6 = AddressV6 { octets };
-        let key = FlowKeyV6::from_parts(7, v6, ports, 17);
+        let key = FlowKeyV6::from_parts(7, v6, ports, 17, FlowKeyV6::TRANSLATED);
         assert_eq!((key.endpoint, key.remote, key.protocol), (7, v6, 17));
         assert_eq!((key.local_port, key.remote_port), (0x1234, 0xabcd));
     }

@@ -14,6 +14,7 @@ static CONFIG: DatapathConfig = DatapathConfig {
     event_limit: 0,
     endpoint_slots: map::ENDPOINTS.capacity,
     mark: MarkBits::DEFAULT,
+    settled_slot: 0,
     log_decisions: 0,
 };
 
@@ -62,6 +63,21 @@ pub(crate) fn event_window() -> u32 {
 #[inline(always)]
 pub(crate) fn event_limit() -> u32 {
     constant!(event_limit)
+}
+
+/// Where the mark holds the endpoint that is still to be judged.
+#[inline(always)]
+pub(crate) fn mark() -> MarkBits {
+    MarkBits {
+        mask: constant!(mark.mask),
+        shift: constant!(mark.shift),
+    }
+}
+
+/// The slot that a judged packet's mark gets.
+#[inline(always)]
+pub(crate) fn settled_slot() -> u32 {
+    constant!(settled_slot)
 }
 
 /// Rows of the `endpoints` array.

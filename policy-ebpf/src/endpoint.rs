@@ -7,7 +7,7 @@ use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::verdict::Direction;
 
 use crate::config;
-use crate::maps::{ENDPOINTS, ENDPOINTS_EXT};
+use crate::maps::{ENDPOINTS, ENDPOINTS_EXT, MARK_SLOTS};
 
 /// What a verdict needs to know of an endpoint, read in the order that makes updates safe.
 #[derive(Clone, Copy)]
@@ -59,7 +59,19 @@ impl Subject {
 /// The endpoint of the interface that the packet passes; `None` when it has no row.
 #[inline(always)]
 pub(crate) fn find(skb: &TcContext) -> Option<Subject> {
-    let ifindex = ifindex(skb);
+    by_ifindex(ifindex(skb))
+}
+
+/// The endpoint whose id has this slot; `None` when there is none.
+#[inline(always)]
+pub(crate) fn by_slot(slot: u32) -> Option<Subject> {
+    let ifindex = MARK_SLOTS.get(slot)?.ifindex;
+    by_ifindex(ifindex).filter(|subject| subject.id & 0xffff == slot)
+}
+
+/// The endpoint of an interface.
+#[inline(always)]
+fn by_ifindex(ifindex: u32) -> Option<Subject> {
     let row = if ifindex < config::endpoint_slots() {
         ENDPOINTS.get_ptr(ifindex)?
     } else {

@@ -9,7 +9,8 @@ use policy_common::verdict::Reason;
 
 use crate::maps::{
     FLOWS_NEW_V4, FLOWS_NEW_V6, FLOWS_V4, FLOWS_V6, FlowTable, IDENTITY_V4, IDENTITY_V6,
-    IdentityTable, NewFlowTable, PREFIX_V4, PREFIX_V6, PrefixTable,
+    IdentityTable, NewFlowTable, PREFIX_V4, PREFIX_V6, PrefixTable, SERVICE_V4, SERVICE_V6,
+    ServiceTable,
 };
 use crate::parse::{self, Network};
 
@@ -32,6 +33,7 @@ pub(crate) trait Family: Sized + 'static {
         remote: Self::Address,
         ports: PortPair,
         protocol: u8,
+        place: u8,
     ) -> FlowKey<Self::Address>;
     /// The address's key in the table of single addresses, and its place in the row.
     fn block(address: Self::Address) -> (Self::Address, usize);
@@ -39,13 +41,16 @@ pub(crate) trait Family: Sized + 'static {
     fn identities() -> &'static IdentityTable<Self::Address>;
     /// Its prefix table.
     fn prefixes() -> &'static PrefixTable<Self::Address>;
+    /// Its table of addresses that are translated later.
+    fn services() -> &'static ServiceTable<Self::Address>;
     /// Its table of flows seen both ways.
     fn flows() -> &'static FlowTable<Self::Address>;
     /// Its table of flows seen one way.
     fn new_flows() -> &'static NewFlowTable<Self::Address>;
 
-    /// What `hot` wants of the `HEADER_LEN` bytes at `header`; `None` when they say anything unusual.
-    fn plain_header(header: *const u8) -> Option<Network<Self>>;
+    /// What `hot` wants of the `HEADER_LEN` bytes at `header`, which are the packet's at `offset`; `None` when
+    /// they say anything unusual.
+    fn plain_header(header: *const u8, offset: usize) -> Option<Network<Self>>;
     /// Parses the network header at `offset` and what stands between it and the L4 header.
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason>;
     /// Parses the network header of a packet that an ICMP error quotes, cut short as it may be;
@@ -78,8 +83,14 @@ impl Family for V4 {
     const HEADER_LEN: usize = Ipv4Hdr::LEN;
 
     #[inline(always)]
-    fn key(endpoint: u32, remote: AddressV4, ports: PortPair, protocol: u8) -> FlowKeyV4 {
-        FlowKeyV4::from_parts(endpoint, remote, ports, protocol)
+    fn key(
+        endpoint: u32,
+        remote: AddressV4,
+        ports: PortPair,
+        protocol: u8,
+        place: u8,
+    ) -> FlowKeyV4 {
+        FlowKeyV4::from_parts(endpoint, remote, ports, protocol, place)
     }
     #[inline(always)]
     fn block(address: AddressV4) -> (AddressV4, usize) {
@@ -94,6 +105,10 @@ impl Family for V4 {
         &PREFIX_V4
     }
     #[inline(always)]
+    fn services() -> &'static ServiceTable<AddressV4> {
+        &SERVICE_V4
+    }
+    #[inline(always)]
     fn flows() -> &'static FlowTable<AddressV4> {
         &FLOWS_V4
     }
@@ -102,8 +117,8 @@ impl Family for V4 {
         &FLOWS_NEW_V4
     }
     #[inline(always)]
-    fn plain_header(header: *const u8) -> Option<Network<Self>> {
-        parse::plain_ipv4(header)
+    fn plain_header(header: *const u8, offset: usize) -> Option<Network<Self>> {
+        parse::plain_ipv4(header, offset)
     }
     #[inline(always)]
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason> {
@@ -156,8 +171,14 @@ impl Family for V6 {
     const HEADER_LEN: usize = size_of::<Ipv6Hdr>();
 
     #[inline(always)]
-    fn key(endpoint: u32, remote: AddressV6, ports: PortPair, protocol: u8) -> FlowKeyV6 {
-        FlowKeyV6::from_parts(endpoint, remote, ports, protocol)
+    fn key(
+        endpoint: u32,
+        remote: AddressV6,
+        ports: PortPair,
+        protocol: u8,
+        place: u8,
+    ) -> FlowKeyV6 {
+        FlowKeyV6::from_parts(endpoint, remote, ports, protocol, place)
     }
     #[inline(always)]
     fn block(address: AddressV6) -> (AddressV6, usize) {
@@ -172,6 +193,10 @@ impl Family for V6 {
         &PREFIX_V6
     }
     #[inline(always)]
+    fn services() -> &'static ServiceTable<AddressV6> {
+        &SERVICE_V6
+    }
+    #[inline(always)]
     fn flows() -> &'static FlowTable<AddressV6> {
         &FLOWS_V6
     }
@@ -180,8 +205,8 @@ impl Family for V6 {
         &FLOWS_NEW_V6
     }
     #[inline(always)]
-    fn plain_header(header: *const u8) -> Option<Network<Self>> {
-        parse::plain_ipv6(header)
+    fn plain_header(header: *const u8, offset: usize) -> Option<Network<Self>> {
+        parse::plain_ipv6(header, offset)
     }
     #[inline(always)]
     fn parse_network(skb: &TcContext, offset: usize) -> Result<Network<Self>, Reason> {

@@ -13,11 +13,12 @@ use crate::event::now;
 use crate::family::Family;
 use crate::packet::Packet;
 use crate::policy::{Decision, classify};
+use crate::{EGRESS, service};
 
 /// The fast path: whether the packet belongs to a live two-way flow that was allowed in the current
 /// epoch, and says nothing about the connection's life.
 #[inline(always)]
-pub(crate) fn established<F: Family>(
+pub(crate) fn established<F: Family, const D: u8>(
     subject: &Subject,
     key: &FlowKey<F::Address>,
     signal: Signal,
@@ -38,6 +39,9 @@ pub(crate) fn established<F: Family>(
         }
         row.last_seen = now;
     }
+    if D == EGRESS && row.flags & Flow::DEFERRED != 0 {
+        return Fast::Deferred;
+    }
     Fast::Established
 }
 
@@ -45,6 +49,8 @@ pub(crate) fn established<F: Family>(
 pub(crate) enum Fast {
     /// Done: the packet passes.
     Established,
+    /// Done: the packet passes, and is judged where it leaves.
+    Deferred,
     /// A flow that needs a second look.
     Known,
     /// No two-way flow.
@@ -71,31 +77,51 @@ fn opened_port<A: Copy>(key: &FlowKey<A>, direction: Direction) -> u16 {
     }
 }
 
-/// Judges a flow by the policies of the direction it was opened in, and writes how to `decision`.
+/// Judges a flow by the policies of the direction it was opened in, and writes how to `decision`. `peer` is
+/// the endpoint that opened it, where the key has another address than that endpoint's.
 #[inline(always)]
 fn judge<F: Family>(
     subject: &Subject,
     key: &FlowKey<F::Address>,
     direction: Direction,
+    peer: u32,
     decision: &mut Decision,
 ) -> bool {
     let policy = subject.policy(direction);
-    if policy == 0 {
+    // A pod can always reach itself, through a Service too.
+    if policy == 0 || peer == subject.id {
         *decision = Decision::NOT_ISOLATED;
         return true;
     }
-    classify::<F>(policy, key, opened_port(key, direction), decision);
+    let mut remote = key.remote;
+    if peer != 0
+        && let Some(address) = service::address_of::<F>(peer)
+    {
+        remote = address;
+    }
+    let port = opened_port(key, direction);
+    classify::<F>(policy, &remote, key.protocol, port, decision);
     decision.outcome == Decision::ALLOW
 }
 
+/// Whether what the pod opens towards this address is judged where it leaves.
+#[inline(always)]
+fn is_deferred<F: Family>(remote: &F::Address, flags: u8) -> bool {
+    // What was once deferred stays so: its translation lives on in the kernel's connection tracking.
+    // SAFETY: only asked whether the row is there.
+    flags & Flow::DEFERRED != 0 || unsafe { F::services().get(remote) }.is_some()
+}
+
 /// The slow path, for packets that begin, end or revive a flow. `known` is the two-way flow that the
-/// fast path found, or null; `from_node` says whether a socket of this node made the packet.
+/// fast path found, or null; `from_node` says whether a socket of this node made the packet; `source` is the
+/// endpoint that sent it, where its address was replaced.
 #[inline(always)]
 pub(crate) fn resolve<F: Family>(
     subject: &Subject,
     packet: &Packet<F>,
     known: *mut Flow,
     from_node: impl FnOnce() -> bool,
+    source: u32,
     decision: &mut Decision,
 ) -> Reason {
     let now = now();
@@ -111,21 +137,34 @@ pub(crate) fn resolve<F: Family>(
             two_way = false;
         }
     }
-    let (opened, exempt, judged) = if flow.is_null() {
-        (packet.direction, from_node(), false)
+    let (opened, flags, peer, judged) = if flow.is_null() {
+        let flags = if from_node() { Flow::NODE_ORIGIN } else { 0 };
+        (packet.direction, flags, source, false)
     } else {
         // SAFETY: a row of an LRU table; see `established`.
         let row = unsafe { &*flow };
         (
             initiator(flow),
-            row.flags & Flow::NODE_ORIGIN != 0,
+            row.flags,
+            row.peer,
             row.epoch == subject.epoch,
         )
     };
-    let allowed = judged || exempt || judge::<F>(subject, &packet.key, opened, decision);
+    if matches!(opened, Direction::Egress)
+        && (if judged {
+            flags & Flow::DEFERRED != 0
+        } else {
+            is_deferred::<F>(&packet.key.remote, flags)
+        })
+    {
+        return defer(subject, packet, flow, two_way, now, decision);
+    }
+    let allowed = judged
+        || flags & Flow::NODE_ORIGIN != 0
+        || judge::<F>(subject, &packet.key, opened, peer, decision);
     if flow.is_null() {
         return if allowed {
-            begin(subject, packet, exempt, now, decision)
+            begin(subject, packet, flags, peer, now, decision)
         } else {
             denied(decision)
         };
@@ -155,6 +194,50 @@ pub(crate) fn resolve<F: Family>(
     let reply = opened as u8 != packet.direction as u8;
     row.state = next_state(row.state, packet.signal, reply);
     if !two_way && reply {
+        promote(packet, row);
+    }
+    Reason::Established
+}
+
+/// A packet of a flow that is judged elsewhere: the pod's packets pass, to be judged where they leave, and the
+/// replies as long as the judge did not close their way.
+#[inline(always)]
+fn defer<F: Family>(
+    subject: &Subject,
+    packet: &Packet<F>,
+    flow: *mut Flow,
+    two_way: bool,
+    now: u32,
+    decision: &mut Decision,
+) -> Reason {
+    let leaves = matches!(packet.direction, Direction::Egress);
+    if leaves {
+        service::note::<F>(&packet.key);
+    }
+    if flow.is_null() {
+        return match begin(subject, packet, Flow::DEFERRED, 0, now, decision) {
+            Reason::PolicyAllowed => Reason::Deferred,
+            failed => failed,
+        };
+    }
+    // SAFETY: a row of an LRU table; see `established`.
+    let row = unsafe { &mut *flow };
+    row.flags |= Flow::DEFERRED;
+    let is_closed = row.state == FlowState::REVOKED;
+    if is_closed && !leaves {
+        decision.policy = subject.policy(Direction::Egress);
+        return Reason::FlowRevoked;
+    }
+    row.last_seen = now;
+    if !is_closed {
+        row.state = next_state(row.state, packet.signal, !leaves);
+    }
+    if leaves {
+        row.epoch = subject.epoch;
+        return Reason::Deferred;
+    }
+    // The epoch stays as it is: the pod's next packet is to take the long way, where the judge hears of it.
+    if !two_way {
         promote(packet, row);
     }
     Reason::Established
@@ -191,7 +274,7 @@ fn is_over(flow: &Flow, protocol: u8, now: u32) -> bool {
 
 /// The reason of a drop by classification.
 #[inline(always)]
-fn denied(decision: &Decision) -> Reason {
+pub(crate) fn denied(decision: &Decision) -> Reason {
     if decision.outcome == Decision::INCOMPLETE {
         Reason::NoPolicy
     } else {
@@ -204,11 +287,12 @@ fn denied(decision: &Decision) -> Reason {
 fn begin<F: Family>(
     subject: &Subject,
     packet: &Packet<F>,
-    from_node: bool,
+    flags: u8,
+    peer: u32,
     now: u32,
     decision: &Decision,
 ) -> Reason {
-    let passed = if from_node {
+    let passed = if flags & Flow::NODE_ORIGIN != 0 {
         Reason::NodeOrigin
     } else {
         Reason::PolicyAllowed
@@ -222,8 +306,9 @@ fn begin<F: Family>(
         rule: decision.rule,
         state: FlowState::ONE_WAY,
         initiator: packet.direction as u8,
-        flags: if from_node { Flow::NODE_ORIGIN } else { 0 },
+        flags,
         _pad: 0,
+        peer,
     };
     match F::new_flows().insert(&packet.key, flow, BPF_ANY as u64) {
         Ok(()) => passed,
@@ -244,13 +329,14 @@ fn promote<F: Family>(packet: &Packet<F>, flow: &Flow) {
     }
 }
 
-/// Whether a flow of `key` is known and allowed now: what an ICMP error that quotes it needs.
+/// Whether a flow of `key` is known and allowed now, which is what an ICMP error that quotes it needs; then whether
+/// it is deferred.
 #[inline(always)]
 pub(crate) fn is_allowed<F: Family>(
     subject: &Subject,
     key: &FlowKey<F::Address>,
     decision: &mut Decision,
-) -> bool {
+) -> Option<bool> {
     let now = now();
     let find = |flow: Option<*mut Flow>| alive(flow.unwrap_or(null_mut()), key.protocol, now);
     // Where a connection was opened while an older one of the same key is still known, it is the newer.
@@ -259,12 +345,16 @@ pub(crate) fn is_allowed<F: Family>(
         flow = find(F::flows().get_ptr_mut(key));
     }
     if flow.is_null() {
-        return false;
+        return None;
     }
     // SAFETY: a row of an LRU table; see `established`.
     let row = unsafe { &*flow };
-    if row.epoch == subject.epoch {
-        return row.state != FlowState::REVOKED;
-    }
-    row.flags & Flow::NODE_ORIGIN != 0 || judge::<F>(subject, key, initiator(flow), decision)
+    let deferred = row.flags & Flow::DEFERRED != 0;
+    let allowed = if deferred || row.epoch == subject.epoch {
+        row.state != FlowState::REVOKED
+    } else {
+        row.flags & Flow::NODE_ORIGIN != 0
+            || judge::<F>(subject, key, initiator(flow), row.peer, decision)
+    };
+    allowed.then_some(deferred)
 }

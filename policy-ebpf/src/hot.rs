@@ -20,7 +20,7 @@ use crate::{EGRESS, KNOWN, NEW, UNUSUAL, direction};
 /// The `Reason` to pass, as a number; or `NEW` or `KNOWN`, for `judge_slowly`; or `UNUSUAL`.
 #[inline(always)]
 pub(crate) fn judge<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
-    let Some((network, transport)) = read::<F>(skb) else {
+    let Some((network, transport)) = read::<F, NETWORK_OFFSET>(skb) else {
         return UNUSUAL;
     };
     if D == EGRESS && F::own_address(subject.row()) != Some(network.saddr) {
@@ -34,8 +34,9 @@ pub(crate) fn judge<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) 
         return NEW;
     }
     let key = flow_key(subject.id, direction::<D>(), &network, &transport);
-    match flow::established::<F>(subject, &key, signal) {
+    match flow::established::<F, D>(subject, &key, signal) {
         Fast::Established => Reason::Established as u32,
+        Fast::Deferred => Reason::Deferred as u32,
         Fast::Unknown => NEW,
         Fast::Known => KNOWN,
     }
@@ -49,22 +50,22 @@ pub(crate) fn fill<F: Family, const D: u8>(
     subject: &Subject,
     in_table: bool,
 ) -> Option<&'static mut Scratch<F>> {
-    let (network, transport) = read::<F>(skb)?;
+    let (network, transport) = read::<F, NETWORK_OFFSET>(skb)?;
     let key = flow_key(subject.id, direction::<D>(), &network, &transport);
     let scratch = Scratch::fill(direction::<D>(), &key, &network, &transport)?;
     scratch.in_table = in_table as u8;
     Some(scratch)
 }
 
-/// Both headers; `None` when there is anything unusual about the packet.
+/// Both headers, the network's at `N`; `None` when there is anything unusual about the packet.
 #[inline(always)]
-fn read<F: Family>(skb: &TcContext) -> Option<(Network<F>, Transport)> {
-    let l4 = NETWORK_OFFSET + F::HEADER_LEN;
+pub(crate) fn read<F: Family, const N: usize>(skb: &TcContext) -> Option<(Network<F>, Transport)> {
+    let l4 = N + F::HEADER_LEN;
     let start = skb.data();
     if start + l4 + TCP_FLAGS + 1 > skb.data_end() {
         return None;
     }
-    let network = F::plain_header((start + NETWORK_OFFSET) as *const u8)?;
+    let network = F::plain_header((start + N) as *const u8, N)?;
     if network.end < l4 + TcpHdr::LEN || network.end > skb.len() as usize {
         return None;
     }

@@ -1,7 +1,8 @@
-//! Portcullis's TC programs: `from_pod` and `to_pod`, one pair for all endpoints.
+//! Portcullis's TC programs: `from_pod` and `to_pod`, one pair for all endpoints, and `exit` for the interfaces that
+//! packets leave the node by.
 //!
 //! Files in the order of a packet's path: `parse`, `endpoint`, `hot`, `flow` (with `fragment` and
-//! `quoted`), `policy`, `event`; `judge` here strings them together, and `action` is the one place that turns a
+//! `quoted`), `policy`, `service`, `event`; `judge` here strings them together, and `action` is the one place that turns a
 //! verdict into a TC action. Directions are the pod's: `from_pod` sees its egress, `to_pod` its ingress.
 //!
 //! The kernel offers the helpers used here to GPL-compatible programs, hence the object's licence.
@@ -36,12 +37,14 @@ mod parse;
 mod policy;
 mod quoted;
 mod scratch;
+mod service;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use policy_common::endpoint::Endpoint;
+use policy_common::flow::FlowKey;
 use policy_common::verdict::{Direction, Reason, Verdict};
 
 use endpoint::Subject;
@@ -62,10 +65,55 @@ pub fn from_pod(skb: TcContext) -> i32 {
     run::<EGRESS>(&skb)
 }
 
-/// On TC egress of an endpoint's host side: what enters the pod.
+/// On TC egress of an endpoint's host side: what enters the pod. What `from_pod` of another endpoint has
+/// deferred is judged twice: as what that one sends, and as what this one gets.
 #[classifier]
 pub fn to_pod(skb: TcContext) -> i32 {
-    run::<INGRESS>(&skb)
+    enter(&skb)
+}
+
+#[inline(always)]
+fn enter(skb: &TcContext) -> i32 {
+    let slot = service::slot(skb);
+    if slot != 0 && judge_deferred::<{ parse::NETWORK_OFFSET }>(skb, slot) == TC_ACT_SHOT {
+        return TC_ACT_SHOT;
+    }
+    let result = run::<INGRESS>(skb);
+    // Whether there was a mark or not: a branch would have the verifier follow all of the above twice.
+    service::settle(skb);
+    result
+}
+
+/// On TC egress of every other interface of the host, of those with an Ethernet header: what leaves the node.
+#[classifier]
+pub fn exit(skb: TcContext) -> i32 {
+    leave::<{ parse::NETWORK_OFFSET }>(&skb)
+}
+
+/// As `exit`, of interfaces without a link-layer header: tunnels.
+#[classifier]
+pub fn exit_l3(skb: TcContext) -> i32 {
+    leave::<0>(&skb)
+}
+
+/// What leaves the node, its network header at `N`: of interest only when it was deferred.
+#[inline(always)]
+fn leave<const N: usize>(skb: &TcContext) -> i32 {
+    let slot = service::slot(skb);
+    if slot == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    let result = judge_deferred::<N>(skb, slot);
+    service::settle(skb);
+    result
+}
+
+/// Judges what the endpoint in `slot` sends to where it now goes.
+#[inline(always)]
+fn judge_deferred<const N: usize>(skb: &TcContext, slot: u32) -> i32 {
+    let reason = service::judge::<N>(skb, slot);
+    event::count(skb, Direction::Egress, reason);
+    action(Reason::verdict_of(reason))
 }
 
 /// Directions as constants, so that each program holds the code of its own direction only.
@@ -135,14 +183,20 @@ fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
             reason = judge_icmp_error::<F>(skb.skb.skb, subject.row);
         }
     }
-    match reason {
+    let reason = match reason {
         NEW | KNOWN | UNDECIDED => {
             judge_slowly::<F, D>(skb.skb.skb, subject.row, subject.epoch, reason)
         }
         FOREIGN_SOURCE => judge_foreign_source::<F, D>(skb.skb.skb, subject.id),
         reason => reason,
+    };
+    if D == EGRESS && reason == DEFERRED {
+        service::defer(skb, subject.id);
     }
+    reason
 }
+
+const DEFERRED: u32 = Reason::Deferred as u32;
 
 /// `hot` understood the packet, and found no two-way flow; no `Reason`, like the others below.
 const NEW: u32 = 0x100;
@@ -200,12 +254,12 @@ fn judge_unusual<F: Family, const D: u8>(
     // What opens a connection is never part of an older one; a later fragment has no ports yet; an
     // ICMP error belongs to the flow that it quotes.
     if !transport.signal.opens() && !network.fragment.is_later() && !is_error {
-        match flow::established::<F>(subject, &key, transport.signal) {
+        match flow::established::<F, D>(subject, &key, transport.signal) {
             Fast::Established if network.fragment == Fragment::WHOLE => {
                 return Reason::Established as u32;
             }
             Fast::Unknown => {}
-            Fast::Established | Fast::Known => in_table = true,
+            Fast::Established | Fast::Deferred | Fast::Known => in_table = true,
         }
     }
     match Scratch::fill(direction::<D>(), &key, &network, &transport) {
@@ -247,13 +301,18 @@ fn judge_icmp_error<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32
     };
     let subject = Subject::again(row, scratch.epoch);
     let skb = TcContext::new(skb);
-    if quoted::find_flow_key(&skb, &subject, scratch)
-        && flow::is_allowed::<F>(&subject, &scratch.quoted, &mut scratch.decision)
+    if quoted::find_flow_key(&skb, &subject, scratch, FlowKey::<F::Address>::AT_POD)
+        && let Some(deferred) =
+            flow::is_allowed::<F>(&subject, &scratch.quoted, &mut scratch.decision)
     {
         if scratch.packet.fragment.is_first() {
             fragment::remember(&scratch.packet);
         }
-        return Reason::IcmpError as u32;
+        return if deferred && matches!(scratch.packet.direction, Direction::Egress) {
+            DEFERRED
+        } else {
+            Reason::IcmpError as u32
+        };
     }
     scratch.decision = Decision::NOT_ISOLATED;
     UNDECIDED
@@ -276,6 +335,10 @@ fn judge_slowly<F: Family, const D: u8>(
     let Some(scratch) = filled else {
         return Reason::NoPolicy as u32;
     };
+    if D == INGRESS {
+        let context = TcContext::new(skb);
+        scratch.source = service::hidden_source::<F>(&context, scratch.packet.saddr);
+    }
     let reason = slow_reason(skb, &subject, scratch);
     let Scratch {
         packet, decision, ..
@@ -306,7 +369,10 @@ fn slow_reason<F: Family>(
         return Reason::OwnAddress;
     }
     let Scratch {
-        packet, decision, ..
+        packet,
+        decision,
+        source,
+        ..
     } = scratch;
     // A later fragment takes part in its datagram's flow, like any packet of it.
     if packet.fragment.is_later() && fragment::recall(packet) == 0 {
@@ -320,7 +386,7 @@ fn slow_reason<F: Family>(
         core::ptr::null_mut()
     };
     let from_node = || matches!(packet.direction, Direction::Ingress) && is_from_node(skb);
-    flow::resolve(subject, packet, known, from_node, decision)
+    flow::resolve(subject, packet, known, from_node, *source, decision)
 }
 
 /// Whether a socket of this node made the packet. What is forwarded, translated or not, has none.

@@ -68,6 +68,6 @@ tables! {
         LruHashMap<FragmentKey, FragmentPorts, { map::FRAGMENTS.capacity as usize }>;
     COUNTERS, "counters": PerCpuArray<Counter, { map::COUNTERS.capacity as usize }>;
     EVENT_BUDGET, "event_budget": PerCpuArray<EventBudget, { map::EVENT_BUDGET.capacity as usize }>;
-    SCRATCH, "scratch": PerCpuArray<[u64; SCRATCH_WORDS], 1>;
+    SCRATCH, "scratch": PerCpuArray<[u64; SCRATCH_WORDS], 2>;
     EVENTS, "events": RingBuf<Event, { map::EVENTS.capacity as usize }>;
 }

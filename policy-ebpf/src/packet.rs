@@ -31,13 +31,38 @@ pub(crate) struct Packet<F: Family> {
     pub(crate) daddr: F::Address,
 }
 
-/// The key of the flow that a packet belongs to.
+/// The key of the flow that a packet belongs to, as the pod sees it.
 #[inline(always)]
 pub(crate) fn flow_key<F: Family>(
     endpoint: u32,
     direction: Direction,
     network: &Network<F>,
     transport: &Transport,
+) -> FlowKey<F::Address> {
+    let place = FlowKey::<F::Address>::AT_POD;
+    key_at(endpoint, direction, network, transport, place)
+}
+
+/// The key of the flow that a deferred packet belongs to where it is judged.
+#[inline(always)]
+pub(crate) fn translated_key<F: Family>(
+    endpoint: u32,
+    direction: Direction,
+    network: &Network<F>,
+    transport: &Transport,
+) -> FlowKey<F::Address> {
+    let place = FlowKey::<F::Address>::TRANSLATED;
+    key_at(endpoint, direction, network, transport, place)
+}
+
+/// The key of the flow that a packet belongs to, seen at `place`.
+#[inline(always)]
+pub(crate) fn key_at<F: Family>(
+    endpoint: u32,
+    direction: Direction,
+    network: &Network<F>,
+    transport: &Transport,
+    place: u8,
 ) -> FlowKey<F::Address> {
     let (remote, mut ports) = match direction {
         Direction::Ingress => (
@@ -58,7 +83,7 @@ pub(crate) fn flow_key<F: Family>(
     if network.protocol == F::ICMP {
         ports = icmp_ports::<F>(direction, transport);
     }
-    F::key(endpoint, remote, ports, network.protocol)
+    F::key(endpoint, remote, ports, network.protocol, place)
 }
 
 /// The two port fields of an ICMP flow's key: a query and its answer share a key, and queries of the

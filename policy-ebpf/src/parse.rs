@@ -216,7 +216,7 @@ pub(crate) fn ipv4_header(skb: &TcContext, offset: usize) -> Result<Network<V4>,
 
 /// An IPv4 header without options, of a whole datagram, for [`crate::hot`].
 #[inline(always)]
-pub(crate) fn plain_ipv4(header: *const u8) -> Option<Network<V4>> {
+pub(crate) fn plain_ipv4(header: *const u8, offset: usize) -> Option<Network<V4>> {
     let fragment = Fragment::from_field(be16(header, offset_of!(Ipv4Hdr, frags)));
     if byte(header, offset_of!(Ipv4Hdr, vihl)) != 0x45 || fragment != Fragment::WHOLE {
         return None;
@@ -228,8 +228,8 @@ pub(crate) fn plain_ipv4(header: *const u8) -> Option<Network<V4>> {
         hop_limit: byte(header, offset_of!(Ipv4Hdr, ttl)),
         fragment,
         identification: 0,
-        l4: NETWORK_OFFSET + Ipv4Hdr::LEN,
-        end: NETWORK_OFFSET + be16(header, offset_of!(Ipv4Hdr, tot_len)) as usize,
+        l4: offset + Ipv4Hdr::LEN,
+        end: offset + be16(header, offset_of!(Ipv4Hdr, tot_len)) as usize,
     })
 }
 
@@ -304,11 +304,11 @@ pub(crate) fn ipv6_header(skb: &TcContext, offset: usize) -> Result<Network<V6>,
 
 /// An IPv6 header, for [`crate::hot`]; its protocol may be the number of an extension header.
 #[inline(always)]
-pub(crate) fn plain_ipv6(header: *const u8) -> Option<Network<V6>> {
+pub(crate) fn plain_ipv6(header: *const u8, offset: usize) -> Option<Network<V6>> {
     if byte(header, 0) >> 4 != 6 {
         return None;
     }
-    let l4 = NETWORK_OFFSET + size_of::<Ipv6Hdr>();
+    let l4 = offset + size_of::<Ipv6Hdr>();
     Some(Network {
         saddr: address(header, offset_of!(Ipv6Hdr, src_addr)),
         daddr: address(header, offset_of!(Ipv6Hdr, dst_addr)),

@@ -6,7 +6,6 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use policy_common::event::NO_RULE;
-use policy_common::flow::FlowKey;
 use policy_common::policy::{
     self, MAX_PAGES, PeerKey, PolicyHeader, RULES_PER_PAGE, RuleAction, RuleBits, RuleKey, Tier,
 };
@@ -63,18 +62,19 @@ impl Decision {
     };
 }
 
-/// Judges a flow of `key` that is opened towards `port`, by the rule list that begins at page
-/// `policy`, and writes the outcome to `decision`, which begins as `Decision::NOT_ISOLATED`.
+/// Judges a flow of `protocol` with `remote` that is opened towards `port`, by the rule list that begins at
+/// page `policy`, and writes the outcome to `decision`, which begins as `Decision::NOT_ISOLATED`.
 #[inline(always)]
 pub(crate) fn classify<F: Family>(
     policy: u32,
-    key: &FlowKey<F::Address>,
+    remote: &F::Address,
+    protocol: u8,
     port: u16,
     decision: &mut Decision,
 ) {
     decision.policy = policy;
     decision.outcome = Decision::INCOMPLETE;
-    let (block, place) = F::block(key.remote);
+    let (block, place) = F::block(*remote);
     // SAFETY: the value is read at once.
     if let Some(block) = unsafe { F::identities().get(&block) } {
         let id = block.ids[place];
@@ -86,7 +86,7 @@ pub(crate) fn classify<F: Family>(
     let mut page = policy;
     // Each page once, and one of them again after an admin rule that passes on.
     for _ in 0..=MAX_PAGES {
-        page = classify_page::<F>(page, key, port, decision);
+        page = classify_page::<F>(page, remote, protocol, port, decision);
         if page == 0 {
             break;
         }
@@ -98,7 +98,8 @@ pub(crate) fn classify<F: Family>(
 #[inline(always)]
 fn classify_page<F: Family>(
     page: u32,
-    key: &FlowKey<F::Address>,
+    remote: &F::Address,
+    protocol: u8,
     port: u16,
     decision: &mut Decision,
 ) -> u32 {
@@ -113,7 +114,7 @@ fn classify_page<F: Family>(
     // names prefixes could tell the difference.
     if header.flags & PolicyHeader::HAS_PREFIXES != 0 && decision.known_by == Decision::UNKNOWN {
         decision.known_by = Decision::LOOKED_UP;
-        let exact = Key::<F::Address>::new(F::ADDRESS_BITS, key.remote);
+        let exact = Key::<F::Address>::new(F::ADDRESS_BITS, *remote);
         if let Some(found) = F::prefixes().get(&exact) {
             decision.identity = found.id;
         }
@@ -123,7 +124,7 @@ fn classify_page<F: Family>(
     } else {
         0
     };
-    let hit = match_page(page, header, decision.identity, key.protocol, port, from);
+    let hit = match_page(page, header, decision.identity, protocol, port, from);
     if hit != NO_RULE {
         count(header, hit);
         let act = act(page, header, hit, decision.isolated != 0);

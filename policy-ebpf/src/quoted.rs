@@ -2,21 +2,23 @@
 
 use aya_ebpf::programs::TcContext;
 use network_types::icmp::Icmpv4Hdr;
+use policy_common::flow::FlowKey;
 use policy_common::verdict::Direction;
 
 use crate::endpoint::Subject;
 use crate::family::Family;
-use crate::packet::flow_key;
+use crate::packet::key_at;
 use crate::parse::{self, Transport};
 use crate::scratch::Scratch;
 
-/// Finds the key of the flow that the packet quoted in the ICMP error belongs to, and puts it into
+/// Finds the key at `place` of the flow that the packet quoted in the ICMP error belongs to, and puts it into
 /// `scratch.quoted`; false when it cannot be one of this endpoint's, or cannot be parsed.
 #[inline(always)]
 pub(crate) fn find_flow_key<F: Family>(
     skb: &TcContext,
     subject: &Subject,
     scratch: &mut Scratch<F>,
+    place: u8,
 ) -> bool {
     // The verifier wants a bound on the offset; no packet has headers this long.
     let l4 = scratch.l4 as usize;
@@ -44,10 +46,11 @@ pub(crate) fn find_flow_key<F: Family>(
         Direction::Ingress => (Direction::Egress, quote.saddr),
         Direction::Egress => (Direction::Ingress, quote.daddr),
     };
-    if F::own_address(subject.row()) != Some(local) {
+    // Past a translation the endpoint's own address may have been replaced too.
+    if place == FlowKey::<F::Address>::AT_POD && F::own_address(subject.row()) != Some(local) {
         return false;
     }
-    scratch.quoted = flow_key(subject.id, direction, &quote, &transport);
+    scratch.quoted = key_at(subject.id, direction, &quote, &transport, place);
     if quote.protocol != F::ICMP && !parse::has_ports(quote.protocol) {
         scratch.quoted.local_port = 0;
         scratch.quoted.remote_port = 0;

@@ -24,6 +24,16 @@ pub(crate) fn memory<T>() -> Option<&'static mut T> {
         .map(|memory| unsafe { &mut *memory.cast::<T>() })
 }
 
+/// This CPU's second memory as a `T`: it is kept from one program's run to the next one's.
+#[inline(always)]
+pub(crate) fn deferred<T>() -> Option<&'static mut T> {
+    const { assert!(size_of::<T>() <= SCRATCH_WORDS * 8 && align_of::<T>() <= 8) };
+    // SAFETY: as in `memory`.
+    SCRATCH
+        .get_ptr_mut(1)
+        .map(|memory| unsafe { &mut *memory.cast::<T>() })
+}
+
 /// This CPU's memory with `value` in it.
 #[inline(always)]
 pub(crate) fn place<T>(value: T) -> Option<&'static mut T> {
@@ -48,6 +58,8 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) end: u32,
     /// The flow that the packet quoted in an ICMP error belongs to, once it is known.
     pub(crate) quoted: FlowKey<F::Address>,
+    /// The endpoint of this node that sent the packet, where its address was replaced on the way; else 0.
+    pub(crate) source: u32,
     /// Whether the fast path found the flow in the table of two-way flows.
     pub(crate) in_table: u8,
 }
@@ -75,6 +87,7 @@ impl<F: Family> Scratch<F> {
         packet.saddr = network.saddr;
         packet.daddr = network.daddr;
         scratch.decision = Decision::NOT_ISOLATED;
+        scratch.source = 0;
         scratch.l4 = network.l4 as u32;
         scratch.end = network.end as u32;
         Some(scratch)

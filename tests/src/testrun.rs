@@ -5,15 +5,19 @@
 //! non-linear packets; those are tested in network namespaces with real traffic.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, HashMap};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use policy_agent::dataplane::{CounterRow, Dataplane, DataplaneConfig};
+use policy_common::service::ServiceAddress;
 use policy_common::verdict::{Direction, Reason, Verdict};
 use policy_core::op::Op;
 
-/// Size of the kernel's `struct __sk_buff`, and the offset of `ifindex` in it (linux/bpf.h).
+/// Size of the kernel's `struct __sk_buff`, and the offsets of `mark` and `ifindex` in it (linux/bpf.h).
 const SK_BUFF_SIZE: usize = 192;
+const SK_BUFF_MARK: usize = 8;
 const SK_BUFF_IFINDEX: usize = 40;
 
 /// The loopback interface, which every network namespace has under this index.
@@ -120,13 +124,65 @@ impl Machine {
             Direction::Egress => "from_pod",
             Direction::Ingress => "to_pod",
         };
-        let program: &SchedClassifier = self
+        run_program(self.program(name)?, ifindex, frame, times)
+    }
+
+    /// Runs a frame that bears `mark` through the program of this name, as if on `ifindex`.
+    pub fn pass(
+        &mut self,
+        program: &str,
+        ifindex: u32,
+        frame: &[u8],
+        mark: u32,
+    ) -> Result<Passage> {
+        let before = self.counts()?;
+        let program = self.program(program)?;
+        let ((action, _), mark) = run_marked(program, ifindex, frame, mark, 1)?;
+        let counted = self.counts()?.into_iter();
+        let counted = counted
+            .filter(|(key, packets)| before[key] != *packets)
+            .map(|(key, _)| key)
+            .collect();
+        Ok(Passage {
+            passed: action == -1,
+            mark,
+            counted,
+        })
+    }
+
+    /// Says which interface the endpoint with this slot has.
+    pub fn name_slot(&mut self, slot: u32, ifindex: u32) -> Result<()> {
+        let table = self.dataplane.ebpf_mut().map_mut("mark_slots");
+        let mut slots: Array<_, u32> = table.context("no table of slots")?.try_into()?;
+        Ok(slots.set(slot, ifindex, 0)?)
+    }
+
+    /// Makes an address one that is translated later.
+    pub fn put_service(&mut self, address: IpAddr) -> Result<()> {
+        let ebpf = self.dataplane.ebpf_mut();
+        match address {
+            IpAddr::V4(v4) => {
+                let table = ebpf.map_mut("service_v4").context("no table")?;
+                let mut services: HashMap<_, [u8; 4], u32> = table.try_into()?;
+                services.insert(v4.octets(), ServiceAddress::SERVICE, 0)?;
+            }
+            IpAddr::V6(v6) => {
+                let table = ebpf.map_mut("service_v6").context("no table")?;
+                let mut services: HashMap<_, [u8; 16], u32> = table.try_into()?;
+                services.insert(v6.octets(), ServiceAddress::SERVICE, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A program of the object.
+    pub fn program(&mut self, name: &str) -> Result<&SchedClassifier> {
+        Ok(self
             .dataplane
             .ebpf_mut()
             .program(name)
-            .context("no such program")?
-            .try_into()?;
-        run_program(program, ifindex, frame, times)
+            .with_context(|| format!("no program {name}"))?
+            .try_into()?)
     }
 
     fn counts(&self) -> Result<BTreeMap<(Direction, Reason), u64>> {
@@ -138,6 +194,17 @@ impl Machine {
     }
 }
 
+/// What one program did with a packet that may bear a mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// Whether it let the packet through.
+    pub passed: bool,
+    /// The packet's mark afterwards.
+    pub mark: u32,
+    /// What was counted, in the order of directions.
+    pub counted: Vec<(Direction, Reason)>,
+}
+
 /// Runs a frame `times` times through a program as if on `ifindex`; returns the action and nanoseconds
 /// per run.
 pub fn run_program(
@@ -146,16 +213,34 @@ pub fn run_program(
     frame: &[u8],
     times: u32,
 ) -> Result<(i32, u32)> {
+    Ok(run_marked(program, ifindex, frame, 0, times)?.0)
+}
+
+/// As [`run_program`] for a frame that bears `mark`; returns its mark afterwards too.
+pub fn run_marked(
+    program: &SchedClassifier,
+    ifindex: u32,
+    frame: &[u8],
+    mark: u32,
+    times: u32,
+) -> Result<((i32, u32), u32)> {
     let mut context = [0; SK_BUFF_SIZE];
+    let mut after = [0; SK_BUFF_SIZE];
+    context[SK_BUFF_MARK..SK_BUFF_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
     context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     let result = program.test_run(TestRunOptions {
         data_in: Some(frame),
         ctx_in: Some(&context),
+        ctx_out: Some(&mut after),
         repeat: times,
         ..TestRunOptions::default()
     })?;
-    Ok((
+    let mark = after[SK_BUFF_MARK..SK_BUFF_MARK + 4]
+        .try_into()
+        .map(u32::from_ne_bytes)?;
+    let timed = (
         result.return_value as i32,
         result.duration.as_nanos() as u32,
-    ))
+    );
+    Ok((timed, mark))
 }

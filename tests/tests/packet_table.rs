@@ -22,5 +22,7 @@ mod hostile;
 mod icmp;
 #[path = "packet_table/policies.rs"]
 mod policies;
+#[path = "packet_table/services.rs"]
+mod services;
 #[path = "packet_table/tables.rs"]
 mod tables;

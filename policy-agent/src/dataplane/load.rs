@@ -48,6 +48,8 @@ pub struct DataplaneConfig {
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
     pub events_per_second: u32,
+    /// See [`DatapathConfig::settled_slot`]; 0 but in benchmarks.
+    pub settled_slot: u32,
     /// Whether maps are pinned; tests that only run packets do without.
     pub pin: bool,
 }
@@ -62,6 +64,7 @@ impl Default for DataplaneConfig {
             mark: MarkBits::DEFAULT,
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
+            settled_slot: 0,
             pin: true,
         }
     }
@@ -89,6 +92,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         },
         endpoint_slots: capacities[map::ENDPOINTS.name],
         mark: config.mark,
+        settled_slot: config.settled_slot,
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();

@@ -85,6 +85,7 @@ pub fn floor_insert(skb: TcContext) -> i32 {
         initiator: 0,
         flags: 0,
         _pad: 0,
+        peer: 0,
     };
     match FLOWS.insert(&key, flow, BPF_ANY as u64) {
         Ok(()) => TC_ACT_UNSPEC,
@@ -123,7 +124,13 @@ fn parse(skb: &TcContext) -> Option<FlowKeyV4> {
             remote: u16::from_be((ports >> 16) as u16),
         };
         let protocol = *at(EthHdr::LEN + offset_of!(Ipv4Hdr, proto));
-        Some(FlowKeyV4::from_parts(1, remote, ports, protocol))
+        Some(FlowKeyV4::from_parts(
+            1,
+            remote,
+            ports,
+            protocol,
+            FlowKeyV4::AT_POD,
+        ))
     }
 }
 

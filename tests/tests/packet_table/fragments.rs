@@ -14,7 +14,13 @@ use crate::world::{Egress, FAMILIES, FRIEND, Ingress, STRANGER, World, incoming,
 const FRAGMENT_HEADER: u8 = 44;
 
 /// A fragment of `whole`, in the form of its family.
-fn fragment(family: usize, whole: &[u8], offset_units: u16, more: bool, id: u16) -> Vec<u8> {
+pub(crate) fn fragment(
+    family: usize,
+    whole: &[u8],
+    offset_units: u16,
+    more: bool,
+    id: u16,
+) -> Vec<u8> {
     if family == 0 {
         as_ipv4_fragment(whole, offset_units, more, id)
     } else {

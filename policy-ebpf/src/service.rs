@@ -1,0 +1,238 @@
+//! Step 5: packets to addresses that are translated after `from_pod` saw them, judged where they leave.
+//!
+//! `from_pod` lets them through with the endpoint's slot in the mark; `exit` and `to_pod` judge the endpoint's
+//! egress by the destination that they have by then, and clear the mark. What the policies allowed in the
+//! current epoch is kept as a flow of its own (`FlowKey::TRANSLATED`), so that the next packet needs one lookup.
+//! Nothing else is kept there: such a flow has one direction and no states, and forgetting it costs a
+//! classification.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
+use aya_ebpf::programs::TcContext;
+use policy_common::flow::{Flow, FlowKey, FlowState, Signal};
+use policy_common::service::MarkBits;
+use policy_common::verdict::{Direction, Reason, Verdict};
+
+use crate::endpoint::{self, Subject};
+use crate::family::{Family, V4, V6};
+use crate::flow::denied;
+use crate::packet::translated_key;
+use crate::policy::{Decision, classify};
+use crate::scratch::{self, Scratch};
+use crate::{EGRESS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, config, event, fragment, hot, parse, quoted};
+
+/// The slot in the packet's mark; 0 when it bears none.
+#[inline(always)]
+pub(crate) fn slot(skb: &TcContext) -> u32 {
+    // SAFETY: a context field that the verifier lets TC programs read.
+    config::mark().slot(unsafe { (*skb.skb.skb).mark })
+}
+
+/// Marks a packet that is to be judged later as the endpoint's.
+#[inline(always)]
+pub(crate) fn defer(skb: &TcContext, endpoint: u32) {
+    set(skb, endpoint & 0xffff);
+}
+
+/// Takes the mark off a packet that is judged.
+#[inline(always)]
+pub(crate) fn settle(skb: &TcContext) {
+    set(skb, config::settled_slot());
+}
+
+#[inline(always)]
+fn set(skb: &TcContext, slot: u32) {
+    let bits: MarkBits = config::mark();
+    // SAFETY: a context field that the verifier lets TC programs read and write.
+    unsafe { (*skb.skb.skb).mark = bits.with_slot((*skb.skb.skb).mark, slot) };
+}
+
+/// Judges the egress of the endpoint in `slot`, of a packet whose network header is at `N`.
+#[inline(always)]
+pub(crate) fn judge<const N: usize>(skb: &TcContext, slot: u32) -> u32 {
+    let reason = match endpoint::by_slot(slot) {
+        None => Reason::NoEndpoint as u32,
+        Some(subject) if subject.policy(Direction::Egress) == 0 => Reason::NotIsolated as u32,
+        Some(subject) => match event::ethertype(skb) {
+            ETHERTYPE_IPV4 => return judge_ip::<V4, N>(skb, &subject),
+            ETHERTYPE_IPV6 => return judge_ip::<V6, N>(skb, &subject),
+            _ => Reason::NotIp as u32,
+        },
+    };
+    if matches!(Reason::verdict_of(reason), Verdict::Drop) {
+        event::dropped_unparsed(skb.skb.skb, 0, Direction::Egress as u32, reason);
+    }
+    reason
+}
+
+#[inline(always)]
+fn judge_ip<F: Family, const N: usize>(skb: &TcContext, subject: &Subject) -> u32 {
+    if let Some((network, transport)) = hot::read::<F, N>(skb) {
+        let key = translated_key(subject.id, Direction::Egress, &network, &transport);
+        if is_known::<F>(subject, &key) {
+            return Reason::Established as u32;
+        }
+    }
+    judge_slowly::<F, N>(skb.skb.skb, subject.row, subject.epoch)
+}
+
+/// Whether a packet of this flow was allowed in the current epoch. It needs no timeout: as long as the
+/// epoch lasts, the answer would be the same.
+#[inline(always)]
+fn is_known<F: Family>(subject: &Subject, key: &FlowKey<F::Address>) -> bool {
+    F::new_flows()
+        .get_ptr_mut(key)
+        // SAFETY: a row of an LRU table; see `flow::established`.
+        .is_some_and(|flow| unsafe { (*flow).epoch } == subject.epoch)
+}
+
+#[inline(never)]
+fn judge_slowly<F: Family, const N: usize>(
+    skb: *mut __sk_buff,
+    row: *const policy_common::endpoint::Endpoint,
+    epoch: u32,
+) -> u32 {
+    let subject = &Subject::again(row, epoch);
+    let context = &TcContext::new(skb);
+    let parsed = F::parse_network(context, N)
+        .and_then(|network| parse::transport(context, &network).map(|l4| (network, l4)));
+    let (network, transport) = match parsed {
+        Ok(parsed) => parsed,
+        Err(reason) => return crate::unparsed(context, subject.id, Direction::Egress, reason),
+    };
+    let key = translated_key(subject.id, Direction::Egress, &network, &transport);
+    let is_error = F::is_icmp_error(transport.icmp_type);
+    let Some(scratch) = Scratch::fill(Direction::Egress, &key, &network, &transport) else {
+        return Reason::NoPolicy as u32;
+    };
+    if is_error
+        && !quoted::find_flow_key(context, subject, scratch, FlowKey::<F::Address>::TRANSLATED)
+    {
+        scratch.decision.outcome = Decision::DENY;
+    } else if is_error {
+        scratch.packet.key = scratch.quoted;
+        scratch.packet.signal = Signal(Signal::NO_FLOW);
+    }
+    let reason = verdict(subject, scratch);
+    let Scratch {
+        packet, decision, ..
+    } = scratch;
+    match reason.verdict() {
+        Verdict::Pass => {
+            if packet.fragment.is_first() {
+                fragment::remember(packet);
+            }
+        }
+        Verdict::Drop => event::dropped(skb, packet, decision, reason as u32),
+    }
+    reason as u32
+}
+
+/// Judges the packet in `scratch`, and tells the flow that the pod sees.
+#[inline(always)]
+fn verdict<F: Family>(subject: &Subject, scratch: &mut Scratch<F>) -> Reason {
+    let Scratch {
+        packet, decision, ..
+    } = scratch;
+    if decision.outcome == Decision::DENY {
+        return Reason::PolicyDenied;
+    }
+    if F::own_address(subject.row()) == Some(packet.key.remote) {
+        return Reason::OwnAddress;
+    }
+    if packet.fragment.is_later() {
+        if fragment::recall(packet) == 0 {
+            return Reason::FragmentUnknown;
+        }
+        if is_known::<F>(subject, &packet.key) {
+            return Reason::Established;
+        }
+    }
+    let policy = subject.policy(Direction::Egress);
+    classify::<F>(
+        policy,
+        &packet.key.remote,
+        packet.key.protocol,
+        packet.key.remote_port,
+        decision,
+    );
+    let allowed = decision.outcome == Decision::ALLOW;
+    report::<F>(&packet.key, allowed);
+    if !allowed {
+        return denied(decision);
+    }
+    if packet.signal.begins_flow() {
+        let flow = Flow {
+            epoch: subject.epoch,
+            last_seen: event::now(),
+            rule: decision.rule,
+            state: FlowState::ONE_WAY,
+            initiator: EGRESS,
+            flags: Flow::DEFERRED,
+            _pad: 0,
+            peer: 0,
+        };
+        // Where there is no room, the next packet is classified again.
+        let _ = F::new_flows().insert(&packet.key, flow, BPF_ANY as u64);
+    }
+    Reason::PolicyAllowed
+}
+
+/// Notes the flow of a packet that `from_pod` defers, where the judge can find it: the kernel forwards a packet on
+/// the CPU that received it, and nearly always at once.
+#[inline(always)]
+pub(crate) fn note<F: Family>(key: &FlowKey<F::Address>) {
+    if let Some(note) = scratch::deferred::<FlowKey<F::Address>>() {
+        *note = *key;
+    }
+}
+
+/// Closes the way back of a connection that is not allowed any more: its replies bear the Service's address, so
+/// that `to_pod` cannot judge them by themselves. Opens it again when its packets are allowed again.
+#[inline(always)]
+fn report<F: Family>(translated: &FlowKey<F::Address>, allowed: bool) {
+    let Some(note) = scratch::deferred::<FlowKey<F::Address>>() else {
+        return;
+    };
+    if note.endpoint != translated.endpoint
+        || note.local_port != translated.local_port
+        || note.protocol != translated.protocol
+    {
+        return;
+    }
+    let Some(flow) = F::flows().get_ptr_mut(note) else {
+        return;
+    };
+    // SAFETY: a row of an LRU table; see `flow::established`.
+    let flow = unsafe { &mut *flow };
+    if flow.flags & Flow::DEFERRED == 0 {
+        return;
+    }
+    if !allowed {
+        flow.state = FlowState::REVOKED;
+    } else if flow.state == FlowState::REVOKED {
+        flow.state = FlowState::TWO_WAY;
+    }
+}
+
+/// The endpoint that sent a marked packet whose source address is not its own any more; 0 where it is.
+#[inline(always)]
+pub(crate) fn hidden_source<F: Family>(skb: &TcContext, saddr: F::Address) -> u32 {
+    let slot = slot(skb);
+    if slot == 0 {
+        return 0;
+    }
+    match endpoint::by_slot(slot) {
+        Some(source) if F::own_address(source.row()) != Some(saddr) => source.id,
+        _ => 0,
+    }
+}
+
+/// The address of the endpoint with this id; `None` when it is gone or has none of this family.
+#[inline(always)]
+pub(crate) fn address_of<F: Family>(endpoint: u32) -> Option<F::Address> {
+    let subject = endpoint::by_slot(endpoint & 0xffff)?;
+    if subject.id != endpoint {
+        return None;
+    }
+    F::own_address(subject.row())
+}
