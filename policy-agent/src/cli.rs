@@ -40,12 +40,12 @@ enum Command {
 const RUN_HELP: &str = "\
 Every option is also an environment variable; the option wins.
 
-With --datastore-type kubernetes the agent reads NetworkPolicies, Pods, Namespaces and its own Node from the
-API: explicit --k8s-... options go before --kubeconfig, and that before what a cluster gives to its pods. It
+With --datastore-type kubernetes the agent reads NetworkPolicies, Pods, Namespaces, Services and its own Node
+from the API: explicit --k8s-... options go before --kubeconfig, and that before what a cluster gives to its pods. It
 needs get, list and watch on them. While the API is away, what was read before stays in force.
 
 With --datastore-type files the agent reads every *.yaml, *.yml and *.json in --datastore-path: Namespaces,
-Pods and NetworkPolicies, several documents a file, and Lists of them. Pods of this node are those whose
+Pods, NetworkPolicies and Services, several documents a file, and Lists of them. Pods of this node are those whose
 spec.nodeName is --nodename or absent; their interfaces are found by the addresses in status.podIPs. A file
 with a mistake is reported by file, line and field, and its last good state stays in force.
 

@@ -29,6 +29,9 @@ pub struct Status {
     pub pending_operations: usize,
     /// Where programs are attached.
     pub programs: Vec<AttachedPrograms>,
+    /// Interfaces by which packets leave the node, where what goes to Services is judged.
+    #[serde(default)]
+    pub exits: Vec<ExitStatus>,
     /// Use of the kernel's tables.
     pub tables: Vec<TableStatus>,
     /// Packets by direction and reason; reasons that never occurred are left out.
@@ -122,6 +125,20 @@ pub struct AttachedPrograms {
     pub from_pod_program_id: u32,
     /// Kernel's id of the program that judges what enters the pod.
     pub to_pod_program_id: u32,
+}
+
+/// The program on an interface by which packets leave the node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExitStatus {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// `attaching`, `attached` or `detaching`.
+    pub state: String,
+    /// Why it gets no further, where something fails.
+    pub error: Option<String>,
 }
 
 /// Use of one table.

@@ -164,7 +164,7 @@ impl Compiler {
             count_rows: Ranges::new(1, limits.rule_counts),
             peer_rows: 0,
             records: BTreeMap::new(),
-            slots: Slots::default(),
+            slots: Slots::new(limits.highest_slot),
             starved: BTreeMap::new(),
             unplaced: BTreeSet::new(),
             unplaced_peers: BTreeSet::new(),

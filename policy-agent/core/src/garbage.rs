@@ -232,6 +232,7 @@ impl Compiler {
             let problem = Problem::NoEndpointId {
                 ifindex,
                 pod: endpoint.pod.clone(),
+                ids: self.limits.highest_slot,
             };
             self.starved.entry(ifindex).or_default().push(problem);
             return;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use policy_common::map;
 use policy_common::policy::{MAX_PAGES, RULES_PER_PAGE};
+use policy_common::service::MarkBits;
 use policy_common::verdict::Direction;
 use thiserror::Error;
 
@@ -28,6 +29,8 @@ pub struct Limits {
     pub prefix_v4: u32,
     /// Rows of `prefix_v6`.
     pub prefix_v6: u32,
+    /// The highest slot of an endpoint id that fits into a packet's mark, at most 65535.
+    pub highest_slot: u32,
 }
 
 impl Default for Limits {
@@ -41,6 +44,7 @@ impl Default for Limits {
             identity_v6: map::IDENTITY_V6.capacity,
             prefix_v4: map::PREFIX_V4.capacity,
             prefix_v6: map::PREFIX_V6.capacity,
+            highest_slot: MarkBits::DEFAULT.highest_slot(),
         }
     }
 }
@@ -104,11 +108,16 @@ pub enum Problem {
         loser: ObjectName,
     },
     /// More interfaces than endpoint ids.
-    #[error("interface {ifindex} of pod {pod}: no endpoint id is left, so it has no row")]
+    #[error(
+        "interface {ifindex} of pod {pod}: no endpoint id is left, so it has no row; PORTCULLIS_MARK_MASK has room \
+         for {ids}"
+    )]
     NoEndpointId {
         /// Host-side interface.
         ifindex: u32,
         /// Its pod.
         pod: ObjectName,
+        /// How many ids there can be at a time.
+        ids: u32,
     },
 }

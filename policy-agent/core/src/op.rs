@@ -10,6 +10,7 @@ use policy_common::address::Identity;
 use policy_common::endpoint::Endpoint;
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleKey};
 use policy_common::port::PortKey;
+use policy_common::service::ServiceAddress;
 
 /// One operation on one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +107,18 @@ pub enum Op {
         /// Host-side interface.
         ifindex: u32,
     },
+    /// `service_v4/6[address] = row`.
+    PutService {
+        /// An address that is translated after `from_pod`, or this node's own.
+        address: IpAddr,
+        /// Which of these it is.
+        row: ServiceAddress,
+    },
+    /// Removes a row of `service_v4/6`.
+    DeleteService {
+        /// The address.
+        address: IpAddr,
+    },
     /// Wait until every packet that began before has left the programs (an RCU grace period): rows
     /// that only such a packet could still look up may go afterwards.
     Barrier,
@@ -113,7 +126,7 @@ pub enum Op {
 
 impl Op {
     /// Every word of [`Op::kind`].
-    pub const KINDS: [&str; 16] = [
+    pub const KINDS: [&str; 18] = [
         "put_policy",
         "delete_policy",
         "put_peer",
@@ -129,6 +142,8 @@ impl Op {
         "delete_prefix",
         "put_endpoint",
         "delete_endpoint",
+        "put_service",
+        "delete_service",
         "barrier",
     ];
 
@@ -151,6 +166,8 @@ impl Op {
             Self::DeletePrefix { .. } => "delete_prefix",
             Self::PutEndpoint { .. } => "put_endpoint",
             Self::DeleteEndpoint { .. } => "delete_endpoint",
+            Self::PutService { .. } => "put_service",
+            Self::DeleteService { .. } => "delete_service",
             Self::Barrier => "barrier",
         }
     }

@@ -35,6 +35,8 @@ pub struct Tables {
     pub identities: BTreeMap<IpAddr, u32>,
     /// `prefix_v4` and `prefix_v6`.
     pub prefixes: BTreeMap<IpNet, u32>,
+    /// `service_v4` and `service_v6`: the kind of each address. The compiler neither reads nor fills them.
+    pub services: BTreeMap<IpAddr, u32>,
     /// The generation of endpoint ids that was begun last: the epoch in row [`Tables::GENERATION`] of
     /// `endpoints`.
     pub generation: u32,
@@ -98,6 +100,12 @@ impl Tables {
             }
             Op::DeleteEndpoint { ifindex } => {
                 self.endpoints.remove(ifindex);
+            }
+            Op::PutService { address, row } => {
+                self.services.insert(*address, row.kind);
+            }
+            Op::DeleteService { address } => {
+                self.services.remove(address);
             }
             Op::ClearRuleCounts { .. } | Op::Barrier => {}
         }

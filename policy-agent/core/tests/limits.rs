@@ -314,6 +314,28 @@ fn two_pods_with_one_address() {
 }
 
 #[test]
+fn an_endpoint_that_no_mark_can_name_has_no_row() {
+    let limits = Limits {
+        highest_slot: 2,
+        ..Limits::default()
+    };
+    let mut node = Node::new(limits, web_and_db());
+    let before = node.tables.endpoints.len();
+    node.apply(vec![pod("more", 5), endpoint("more", 5)]);
+    node.apply(vec![pod("last", 6), endpoint("last", 6)]);
+    let rows = node.tables.endpoints.len();
+    assert!(before <= 2 && rows == 2, "{before} and then {rows}");
+    let expected = Problem::NoEndpointId {
+        ifindex: 6,
+        pod: name("last"),
+        ids: 2,
+    };
+    assert!(node.compiler.problems().contains(&expected));
+    node.apply(vec![Change::EndpointGone(2)]);
+    assert!(node.tables.endpoints.contains_key(&6), "once there is room");
+}
+
+#[test]
 fn an_endpoint_whose_pod_is_not_known_is_closed() {
     let mut node = Node::new(Limits::default(), vec![endpoint("ghost", 9)]);
     assert!(!node.allows(9, 1, 80));

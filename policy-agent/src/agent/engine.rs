@@ -3,7 +3,7 @@
 //! ```text
 //! datastore ─┐                      ┌─> operations ──> kernel
 //!            ├─> pending ─> compiler┤
-//! scans ─────┘           |          └─> attach, once an endpoint's row is in place
+//! scans ─────┘           |          └─> attach, once an endpoint's row is in place and exits were tried
 //!                        '─> what nobody uses any more, after grace periods
 //! ```
 //!
@@ -11,6 +11,9 @@
 //! - nothing is programmed before the datastore's first load is complete;
 //! - operations run in order, none is skipped; one that fails is tried again, and what changes
 //!   meanwhile waits;
+//! - rows of Services' addresses are put before the policies that come with them, and deleted after;
+//! - an interface that becomes an endpoint, or is one no more, is never without a program that judges what
+//!   is sent to it;
 //! - an endpoint's row is put before its programs are attached, and they are detached before its row
 //!   is deleted.
 //!
@@ -29,9 +32,12 @@ use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
+use super::exits::{ExitState, Exits, Wish};
+use super::failure::Failure;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
-use crate::dataplane::AttachError;
+use super::services::ServiceAddresses;
+use crate::dataplane::{ApplyError, AttachError};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
 use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
@@ -47,6 +53,7 @@ pub struct Engine<K> {
     /// Endpoints have to be matched with pods again.
     unmatched: bool,
     pending: Vec<Change>,
+    services: ServiceAddresses,
     queue: VecDeque<Op>,
     grace: Grace,
     /// Plans were executed since garbage was last looked for.
@@ -61,6 +68,9 @@ pub struct Engine<K> {
     compiled: u64,
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
+    exits: Exits,
+    /// The exits that there were at the start were tried, so that endpoints may be attached.
+    exits_tried: bool,
     operations: Operations,
     pruned: bool,
     reported: BTreeSet<Problem>,
@@ -135,29 +145,6 @@ impl State {
     }
 }
 
-#[derive(Debug)]
-struct Failure {
-    error: String,
-    backoff: Backoff,
-}
-
-impl Failure {
-    fn after(previous: Option<Self>, error: &AttachError, now: Instant) -> Self {
-        let error = error.to_string();
-        match previous {
-            Some(mut failure) => {
-                failure.error = error;
-                failure.backoff.failed(now);
-                failure
-            }
-            None => Self {
-                error,
-                backoff: Backoff::new(now),
-            },
-        }
-    }
-}
-
 /// Where an endpoint stands, in words for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointState {
@@ -188,7 +175,10 @@ pub struct StuckPlan {
 impl<K: Kernel> Engine<K> {
     /// An engine for the node of this name, with nothing loaded. `former` is what the kernel's tables hold
     /// already.
-    pub fn new(kernel: K, limits: Limits, node: Arc<str>, former: Option<Former>) -> Self {
+    pub fn new(kernel: K, limits: Limits, node: Arc<str>, mut former: Option<Former>) -> Self {
+        let rows = former
+            .as_mut()
+            .map(|former| std::mem::take(&mut former.services));
         let compiler = match former {
             Some(former) => Compiler::adopting(limits, former),
             None => Compiler::new(limits),
@@ -202,6 +192,7 @@ impl<K: Kernel> Engine<K> {
             scan: None,
             unmatched: false,
             pending: Vec::new(),
+            services: ServiceAddresses::new(rows.unwrap_or_default()),
             queue: VecDeque::new(),
             grace: Grace::Idle,
             littered: false,
@@ -212,6 +203,8 @@ impl<K: Kernel> Engine<K> {
             compiled: 0,
             enforced: 0,
             endpoints: BTreeMap::new(),
+            exits: Exits::default(),
+            exits_tried: false,
             operations: Operations::default(),
             pruned: false,
             reported: BTreeSet::new(),
@@ -238,9 +231,11 @@ impl<K: Kernel> Engine<K> {
                     self.pods.remove(name);
                     self.unmatched = true;
                 }
+                ObjectChange::Upsert(Object::Service(service)) => self.services.put(service),
+                ObjectChange::Gone(ObjectKey::Service(name)) => self.services.remove(name),
                 _ => {}
             }
-            self.pending.push(change.into());
+            self.pending.extend(change.for_compiler());
         }
     }
 
@@ -253,6 +248,7 @@ impl<K: Kernel> Engine<K> {
     /// Interfaces were looked for.
     pub fn scanned(&mut self, scan: Scan) {
         self.unmatched |= self.scan.as_ref() != Some(&scan);
+        self.services.set_own(&scan.addresses);
         self.scan = Some(scan);
     }
 
@@ -289,29 +285,37 @@ impl<K: Kernel> Engine<K> {
     /// Does all that can be done now, and says when to call again if something has to be tried again.
     pub fn step(&mut self, now: Instant) -> Option<Instant> {
         if !self.loaded {
-            return None;
+            let more = self.follow_exits(now);
+            return if more { Some(now) } else { self.retry_at() };
         }
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
             if self.stuck.is_none() && self.queue.is_empty() {
-                if self.pending.is_empty() {
+                if !self.has_changes() {
                     self.collect_garbage();
                 } else if self.knows_endpoints() {
                     self.compile();
                 }
             }
             self.run_queue(now);
+            if !self.exits_tried {
+                if self.follow_exits(now) {
+                    return Some(now);
+                }
+                self.exits_tried = self.scan.is_some();
+            }
             self.attach_endpoints(now);
             let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
-            let waits = self.pending.is_empty() || !self.knows_endpoints();
+            let waits = !self.has_changes() || !self.knows_endpoints();
             let idle = waits && self.queue.is_empty() && !may_go;
             if self.stuck.is_some() || (idle && !self.unmatched) {
                 break;
             }
         }
+        let more = self.follow_exits(now);
         self.prune();
-        self.retry_at()
+        if more { Some(now) } else { self.retry_at() }
     }
 
     /// Whether a grace period of the kernel is to be waited for, beginning now; [`Self::grace_passed`] is
@@ -341,6 +345,11 @@ impl<K: Kernel> Engine<K> {
             Grace::Retired { begun: true } => Grace::Dead,
             other => other,
         };
+    }
+
+    /// Whether there is something to plan.
+    fn has_changes(&self) -> bool {
+        !self.pending.is_empty() || self.services.is_changed()
     }
 
     /// Whether endpoints were looked for, where that matters: the first plan for tables in use closes what
@@ -378,8 +387,9 @@ impl<K: Kernel> Engine<K> {
     pub fn is_settled(&self) -> bool {
         self.loaded
             && !self.unmatched
-            && self.pending.is_empty()
+            && !self.has_changes()
             && self.queue.is_empty()
+            && self.exits.are_settled()
             && self
                 .endpoints
                 .values()
@@ -392,6 +402,34 @@ impl<K: Kernel> Engine<K> {
         problems
             .filter(is_refusal)
             .map(|problem| problem.to_string())
+            .chain(self.services.problems())
+    }
+
+    /// What is wrong: what the compiler refused or warns of, and addresses that found no room.
+    pub fn problems(&self) -> Vec<String> {
+        let problems = self.compiler.problems().into_iter();
+        let mut problems: Vec<_> = problems.map(|problem| problem.to_string()).collect();
+        problems.extend(self.services.problems());
+        problems
+    }
+
+    /// Addresses of Services and of this node that found no room in their tables.
+    pub fn service_problems(&self) -> Vec<String> {
+        self.services.problems()
+    }
+
+    /// The exits, by ifindex.
+    pub fn exits(&self) -> impl Iterator<Item = ExitState> {
+        self.exits.states()
+    }
+
+    /// How many exits are in each state, by the state's word.
+    pub fn exit_counts(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<_, _> = ExitState::WORDS.map(|word| (word, 0)).into();
+        for exit in self.exits.states() {
+            *counts.entry(exit.word).or_default() += 1;
+        }
+        counts
     }
 
     /// What the queue waits for.
@@ -589,6 +627,12 @@ impl<K: Kernel> Engine<K> {
             {
                 continue;
             }
+            // What is still sent there goes past a program without a break.
+            if let Some(link) = self.scan.as_ref().and_then(|scan| scan.links.get(ifindex)) {
+                let (kernel, operations) = (&mut self.kernel, &mut self.operations);
+                self.exits
+                    .attach_now(*ifindex, link, kernel, operations, now);
+            }
             let outcome = self.kernel.detach(*ifindex);
             self.operations.note(DETACH, &outcome);
             match outcome {
@@ -611,7 +655,18 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Plans all that changed.
     fn compile(&mut self) {
+        let services = self.services.plan();
+        self.queue.extend(services.puts);
+        if !self.pending.is_empty() {
+            self.advance();
+        }
+        self.queue.extend(services.deletes);
+        self.compiled_arrivals.append(&mut self.arrived);
+    }
+
+    fn advance(&mut self) {
         let changes = std::mem::take(&mut self.pending);
         let count = changes.len();
         for endpoint in self.endpoints.values_mut() {
@@ -629,7 +684,6 @@ impl<K: Kernel> Engine<K> {
         self.compiled = plan.revision;
         self.littered = true;
         self.queue.extend(plan.into_ops());
-        self.compiled_arrivals.append(&mut self.arrived);
         self.report_problems();
     }
 
@@ -650,7 +704,7 @@ impl<K: Kernel> Engine<K> {
                 self.grace = Grace::Idle;
                 // There may be room now for what found none.
                 if is_short {
-                    self.compile();
+                    self.advance();
                 }
             }
             Grace::Idle | Grace::Leaving(_) | Grace::Retired { .. } => {}
@@ -687,6 +741,20 @@ impl<K: Kernel> Engine<K> {
                     if self.stuck.take().is_some() {
                         tracing::info!(operation = describe(op), "operation succeeded, going on");
                     }
+                    self.services.done(op);
+                    self.queue.pop_front();
+                }
+                // Nobody waits for room that may never be.
+                Err(error @ ApplyError::Full { .. })
+                    if let Op::PutService { address, .. } = *op =>
+                {
+                    if self.services.refuse(address) {
+                        tracing::error!(
+                            %address, %error,
+                            "no row for a Service's or this node's address: pods' packets to it are judged as they are"
+                        );
+                    }
+                    self.stuck = None;
                     self.queue.pop_front();
                 }
                 Err(error) => {
@@ -721,6 +789,25 @@ impl<K: Kernel> Engine<K> {
                 endpoint.state = State::Attaching(None);
             }
         }
+    }
+
+    /// Attaches and detaches exits, a few at a time; says whether more is to be done now.
+    fn follow_exits(&mut self, now: Instant) -> bool {
+        let Some(scan) = &self.scan else {
+            return false;
+        };
+        let wish = |ifindex| {
+            let endpoint = self.endpoints.get(&ifindex);
+            match endpoint.map(|endpoint| &endpoint.state) {
+                // Before all pods are known, any veth could be one's.
+                None if !self.loaded && scan.veths.contains(&ifindex) => Wish::AsItIs,
+                None | Some(State::Detaching(_) | State::Attaching(Some(_))) => Wish::Exit,
+                Some(State::Programming { .. } | State::Attaching(None)) => Wish::AsItIs,
+                Some(State::Attached) => Wish::None,
+            }
+        };
+        self.exits.follow(&scan.links, wish);
+        self.exits.step(&mut self.kernel, &mut self.operations, now)
     }
 
     fn attach_endpoints(&mut self, now: Instant) {
@@ -789,9 +876,11 @@ impl<K: Kernel> Engine<K> {
             .values()
             .filter_map(|endpoint| endpoint.state.failure());
         let stuck = self.stuck.as_ref().map(|stuck| stuck.backoff.next());
+        let exits = self.exits.retry_at();
         failures
             .map(|failure| failure.backoff.next())
             .chain(stuck)
+            .chain(exits)
             .min()
     }
 }

@@ -12,8 +12,9 @@ use policy_core::model::{
 };
 
 use super::*;
-use crate::dataplane::ApplyError;
-use crate::endpoint::Peer;
+use crate::dataplane::{ApplyError, LinkLayer};
+use crate::datastore::convert::Service;
+use crate::endpoint::{Link, Peer};
 
 /// Writes down what succeeded, and refuses what it is told to.
 #[derive(Default)]
@@ -67,6 +68,8 @@ impl Kernel for Fake {
         let text = match op {
             Op::PutEndpoint { ifindex, .. } => format!("PutEndpoint {ifindex}"),
             Op::DeleteEndpoint { ifindex } => format!("DeleteEndpoint {ifindex}"),
+            Op::PutService { address, row } => format!("PutService {address} {}", row.kind),
+            Op::DeleteService { address } => format!("DeleteService {address}"),
             other => format!("{other:?}"),
         };
         self.try_to(text)
@@ -77,6 +80,16 @@ impl Kernel for Fake {
     }
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachment("detach", ifindex)
+    }
+    fn attach_exit(&mut self, ifindex: u32, _: &str, layer: LinkLayer) -> Result<(), AttachError> {
+        let word = match layer {
+            LinkLayer::Ethernet => "exit to",
+            LinkLayer::Network => "exit_l3 to",
+        };
+        self.attachment(word, ifindex)
+    }
+    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.attachment("exit from", ifindex)
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         self.pruned += 1;
@@ -124,6 +137,16 @@ impl Fixture {
                 .any(|beginning| what.starts_with(beginning))
         });
         done
+    }
+
+    /// Steps while the engine has something left to do at once.
+    fn step_in_slices(&mut self) -> usize {
+        let mut steps = 1;
+        while self.step() == Some(self.now) {
+            steps += 1;
+            assert!(steps < 100, "never done");
+        }
+        steps
     }
 
     fn refuse(&mut self, what: &'static str, times: usize) {
@@ -224,7 +247,38 @@ fn scan(interfaces: &[(u32, u8)]) -> Scan {
             .map(|(ifindex, last)| (*ifindex, interface(*ifindex, *last)))
             .collect(),
         veths: interfaces.iter().map(|(ifindex, _)| *ifindex).collect(),
+        ..Scan::default()
     }
+}
+
+/// With the host's other interfaces: their indexes, and those without an Ethernet header.
+fn with_links(mut scan: Scan, links: &[u32], l3: &[u32]) -> Scan {
+    let layers = [(links, LinkLayer::Ethernet), (l3, LinkLayer::Network)];
+    for (ifindexes, layer) in layers {
+        scan.links.extend(ifindexes.iter().map(|ifindex| {
+            let link = Link {
+                name: format!("link{ifindex}"),
+                layer,
+                hardware_address: Vec::new(),
+            };
+            (*ifindex, link)
+        }));
+    }
+    scan
+}
+
+fn service(name: &str, addresses: &[&str]) -> ObjectChange {
+    ObjectChange::Upsert(Object::Service(Service {
+        name: ObjectName::new("shop", name),
+        addresses: addresses
+            .iter()
+            .map(|address| address.parse().expect("address"))
+            .collect(),
+    }))
+}
+
+fn service_gone(name: &str) -> ObjectChange {
+    ObjectChange::Gone(ObjectKey::Service(ObjectName::new("shop", name)))
 }
 
 fn position(done: &[String], what: &str) -> usize {
@@ -493,7 +547,7 @@ fn what_is_asked_of_the_kernel_is_counted() {
     fixture.refuse("attach 7", 1);
     fixture.step();
     fixture.step_until_quiet();
-    assert_eq!(tally(&fixture, "put_endpoint"), (2, 2));
+    assert_eq!(tally(&fixture, "put_endpoint"), (3, 2));
     assert_eq!(tally(&fixture, "attach"), (2, 1));
     fixture.engine.changed(vec![pod_gone("a")]);
     fixture.step();
@@ -826,4 +880,175 @@ fn what_nobody_uses_goes_after_grace_periods_which_hold_up_no_change() {
     let gone = fixture.done_of(&deletions);
     assert_eq!(gone.len(), 2, "the policy of port 80: {gone:?}");
     assert!(!fixture.engine.begin_grace(), "nothing is left");
+}
+
+#[test]
+fn services_rows_come_before_policies_and_go_after_them() {
+    let mut fixture = Fixture::with_two_endpoints();
+    let mut found = scan(&[(7, 1), (8, 2)]);
+    found.addresses = [[192, 0, 2, 1].into()].into();
+    fixture.engine.scanned(found.clone());
+    fixture
+        .engine
+        .changed(vec![default_deny(), service("dns", &["10.96.0.10"])]);
+    fixture.step();
+    let done = fixture.done();
+    let rows = ["PutService 10.96.0.10 1", "PutService 192.0.2.1 2"];
+    assert_eq!(done[..2], rows);
+
+    fixture.engine.changed(vec![
+        service_gone("dns"),
+        from_anywhere(80),
+        service("web", &["10.96.0.11"]),
+    ]);
+    fixture.step();
+    let done = fixture.done();
+    let switched = position(&done, "PutEndpoint 7");
+    assert!(position(&done, "PutService 10.96.0.11 1") < switched);
+    assert!(switched < position(&done, "DeleteService 10.96.0.10"));
+    assert!(fixture.engine.is_settled());
+
+    // Neither needs a plan of policies.
+    let revision = fixture.engine.revision();
+    found.addresses = [[192, 0, 2, 2].into()].into();
+    fixture.engine.scanned(found);
+    fixture.step();
+    assert_eq!(
+        fixture.done(),
+        ["PutService 192.0.2.2 2", "DeleteService 192.0.2.1"]
+    );
+    assert_eq!(fixture.engine.revision(), revision);
+    assert!(fixture.engine.is_settled());
+}
+
+#[test]
+fn rows_of_an_earlier_agents_services_go_once_all_is_known() {
+    let mut former = Former::default();
+    let kind = policy_common::service::ServiceAddress::SERVICE;
+    former.services.insert([10, 96, 0, 1].into(), kind);
+    former.services.insert([10, 96, 0, 2].into(), kind);
+    let mut fixture = Fixture::new();
+    fixture.engine = Engine::new(
+        Fake::default(),
+        Limits::default(),
+        "n1".into(),
+        Some(former),
+    );
+    fixture
+        .engine
+        .changed(vec![pod("a", 1), service("kept", &["10.96.0.1"])]);
+    fixture.engine.loaded();
+    fixture.step();
+    assert_eq!(fixture.done(), [""; 0], "no interface was looked for");
+    fixture.engine.scanned(scan(&[(7, 1)]));
+    fixture.step();
+    let done = fixture.done_of(&["PutService", "DeleteService"]);
+    assert_eq!(done, ["DeleteService 10.96.0.2"]);
+    assert!(fixture.engine.is_settled());
+}
+
+#[test]
+fn a_service_that_finds_no_room_holds_up_nobody() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.refuse("PutService 10.96.0.2", 1);
+    let two = service("two", &["10.96.0.2"]);
+    fixture
+        .engine
+        .changed(vec![service("one", &["10.96.0.1"]), two, default_deny()]);
+    assert_eq!(fixture.step(), None);
+    assert!(fixture.engine.is_settled() && fixture.engine.stuck(fixture.now).is_none());
+    position(&fixture.done(), "attach 8");
+    let problem = &fixture.engine.problems()[0];
+    assert!(
+        problem.starts_with("table service_v4 is full: 1 "),
+        "{problem}"
+    );
+    assert_eq!(fixture.engine.refusals().count(), 1);
+    fixture.engine.changed(vec![service_gone("one")]);
+    assert_eq!(fixture.step(), None);
+    assert_eq!(
+        fixture.done(),
+        ["DeleteService 10.96.0.1", "PutService 10.96.0.2 1"]
+    );
+    assert_eq!(fixture.engine.problems(), [""; 0]);
+}
+
+#[test]
+fn exits_are_attached_before_endpoints_and_in_slices() {
+    let mut fixture = Fixture::new();
+    let found = with_links(scan(&[(7, 1), (8, 2)]), &[2, 3, 4, 7, 8], &[5]);
+    fixture.engine.scanned(found.clone());
+    fixture.engine.changed(vec![pod("a", 1), pod("b", 2)]);
+    assert_eq!(fixture.step(), Some(fixture.now), "more is to be done");
+    assert_eq!(fixture.done(), ["exit to 2", "exit to 3"]);
+    fixture.engine.loaded();
+    fixture.step_in_slices();
+    let done = fixture.done_of(&["exit", "attach"]);
+    assert_eq!(done, ["exit to 4", "exit_l3 to 5", "attach 7", "attach 8"]);
+    assert!(fixture.engine.is_settled());
+    let counts = fixture.engine.exit_counts();
+    assert_eq!(
+        counts,
+        [("attached", 4), ("attaching", 0), ("detaching", 0)].into()
+    );
+
+    // An interface that comes and one that goes; one that was made anew under its index.
+    let mut later = with_links(scan(&[(7, 1), (8, 2)]), &[2, 4, 6, 7, 8], &[5]);
+    later.links.get_mut(&4).expect("there").hardware_address = vec![1];
+    fixture.engine.scanned(later);
+    assert!(fixture.step_in_slices() > 1);
+    assert_eq!(fixture.done(), ["exit from 3", "exit to 4", "exit to 6"]);
+}
+
+#[test]
+fn an_interface_that_becomes_an_endpoint_is_never_without_a_program() {
+    let mut fixture = Fixture::new();
+    fixture.engine.loaded();
+    let found = with_links(scan(&[(7, 1)]), &[7], &[]);
+    fixture.engine.scanned(found);
+    fixture.step_in_slices();
+    assert_eq!(fixture.done_of(&["exit", "attach"]), ["exit to 7"]);
+    fixture.engine.changed(vec![pod("a", 1)]);
+    fixture.step_in_slices();
+    assert_eq!(
+        fixture.done_of(&["exit", "attach"]),
+        ["attach 7", "exit from 7"]
+    );
+    assert!(fixture.engine.is_settled());
+    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.step_in_slices();
+    assert_eq!(
+        fixture.done_of(&["exit", "detach"]),
+        ["exit to 7", "detach 7"]
+    );
+    assert!(fixture.engine.is_settled());
+}
+
+#[test]
+fn an_exit_that_fails_is_tried_again_and_holds_up_nobody() {
+    let mut fixture = Fixture::new();
+    fixture.refuse("exit to 2", 2);
+    fixture.engine.changed(vec![pod("a", 1)]);
+    fixture.engine.loaded();
+    fixture
+        .engine
+        .scanned(with_links(scan(&[(7, 1)]), &[2, 7], &[]));
+    let again = fixture.step().expect("wants to try again");
+    assert!(again > fixture.now);
+    assert_eq!(fixture.done_of(&["exit", "attach"]), ["attach 7"]);
+    assert!(!fixture.engine.is_settled());
+    assert_eq!(
+        fixture.engine.kernel.pruned, 0,
+        "an earlier agent's exit may be there"
+    );
+    let exits: Vec<_> = fixture.engine.exits().collect();
+    assert_eq!((exits[0].word, exits.len()), ("attaching", 1));
+    assert_eq!(
+        exits[0].error.as_deref(),
+        Some("program from_pod is not loaded")
+    );
+    assert_eq!(fixture.step_until_quiet(), 2);
+    assert_eq!(fixture.done_of(&["exit"]), ["exit to 2"]);
+    assert!(fixture.engine.is_settled());
+    assert_eq!(fixture.engine.kernel.pruned, 1);
 }

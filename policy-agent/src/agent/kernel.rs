@@ -2,7 +2,7 @@
 
 use policy_core::op::Op;
 
-use crate::dataplane::{ApplyError, AttachError, Dataplane};
+use crate::dataplane::{ApplyError, AttachError, Dataplane, LinkLayer};
 
 /// Executes what the engine decides.
 pub trait Kernel {
@@ -12,6 +12,15 @@ pub trait Kernel {
     fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError>;
     /// See [`Dataplane::detach`].
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
+    /// See [`Dataplane::attach_exit`].
+    fn attach_exit(
+        &mut self,
+        ifindex: u32,
+        interface: &str,
+        layer: LinkLayer,
+    ) -> Result<(), AttachError>;
+    /// See [`Dataplane::detach_exit`].
+    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError>;
     /// See [`Dataplane::prune`].
     fn prune(&mut self) -> Result<Vec<u32>, AttachError>;
 }
@@ -25,6 +34,17 @@ impl Kernel for Dataplane {
     }
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.detach(ifindex)
+    }
+    fn attach_exit(
+        &mut self,
+        ifindex: u32,
+        interface: &str,
+        layer: LinkLayer,
+    ) -> Result<(), AttachError> {
+        self.attach_exit(ifindex, interface, layer)
+    }
+    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.detach_exit(ifindex)
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         self.prune()

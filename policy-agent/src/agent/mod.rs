@@ -6,15 +6,20 @@ mod attachments;
 mod backoff;
 mod drops;
 mod engine;
+mod exits;
+mod failure;
 mod kernel;
 pub mod lock;
 mod operations;
 mod query;
 mod readiness;
+mod routing_rules;
+mod services;
 mod views;
 
 pub use attachments::{ATTACHMENTS, CniAnswer, CniQuery};
 pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
+pub use exits::ExitState;
 pub use kernel::Kernel;
 pub use operations::{Operations, Tally};
 pub use query::Query;
@@ -29,6 +34,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use policy_common::event::Event;
 use policy_common::map::{self, MapSpec};
+use policy_common::service::MarkBits;
 use policy_core::Limits;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -85,6 +91,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         health_out.clone(),
         scraper.clone(),
     ));
+    routing_rules::check(config.mark).await?;
     // First, so that what is wrong with its configuration is said at once, and it reads meanwhile.
     let datastore = start_datastore(&config)?;
     let mut dataplane = Dataplane::load(&DataplaneConfig {
@@ -92,6 +99,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_drops: config.log_drops,
         log_decisions: config.log_decisions,
         capacities: config.table_sizes.clone(),
+        mark: config.mark,
         ..DataplaneConfig::default()
     })?;
     let _pins_lock = match pins_lock {
@@ -135,7 +143,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             "an earlier agent's tables are taken over; what they enforce stays in force until all is known"
         );
     }
-    let sizes = limits(&config.table_sizes);
+    let sizes = limits(&config.table_sizes, config.mark);
     let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
     let attachments = Attachments::open(&config.run_dir)?;
     let mut agent = Agent {
@@ -181,7 +189,7 @@ fn start_datastore(config: &Config) -> anyhow::Result<Datastore> {
 }
 
 /// The compiler's limits: those of the kernel's tables.
-fn limits(sizes: &BTreeMap<String, u32>) -> Limits {
+fn limits(sizes: &BTreeMap<String, u32>, mark: MarkBits) -> Limits {
     let size = |table: MapSpec| sizes.get(table.name).copied().unwrap_or(table.capacity);
     Limits {
         policies: size(map::POLICIES),
@@ -192,6 +200,7 @@ fn limits(sizes: &BTreeMap<String, u32>) -> Limits {
         identity_v6: size(map::IDENTITY_V6),
         prefix_v4: size(map::PREFIX_V4),
         prefix_v6: size(map::PREFIX_V6),
+        highest_slot: mark.highest_slot(),
     }
 }
 
@@ -432,10 +441,15 @@ mod tests {
     #[test]
     fn configured_table_sizes_are_the_compilers_limits() {
         let sizes = BTreeMap::from([("peers".to_owned(), 7), ("flows_v4".to_owned(), 9)]);
+        let narrow = MarkBits {
+            mask: 0xff_0000,
+            shift: 16,
+        };
         assert_eq!(
-            limits(&sizes),
+            limits(&sizes, narrow),
             Limits {
                 peers: 7,
+                highest_slot: 255,
                 ..Limits::default()
             }
         );

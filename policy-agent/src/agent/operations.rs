@@ -8,6 +8,10 @@ use policy_core::op::Op;
 pub(super) const ATTACH: &str = "attach";
 /// Detaching them.
 pub(super) const DETACH: &str = "detach";
+/// Attaching an exit to another interface.
+pub(super) const ATTACH_EXIT: &str = "attach_exit";
+/// Detaching it.
+pub(super) const DETACH_EXIT: &str = "detach_exit";
 
 /// How often something was done, and how often it failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,13 +22,15 @@ pub struct Tally {
     pub failed: u64,
 }
 
-/// Tallies by kind: those of [`Op::KINDS`], `attach` and `detach`. Every kind is there from the start.
+/// Tallies by kind: those of [`Op::KINDS`], and `attach` and `detach` of endpoints and exits. Every kind is there from the start.
 #[derive(Clone, Debug)]
 pub struct Operations(BTreeMap<&'static str, Tally>);
 
 impl Default for Operations {
     fn default() -> Self {
-        let kinds = Op::KINDS.into_iter().chain([ATTACH, DETACH]);
+        let kinds = Op::KINDS
+            .into_iter()
+            .chain([ATTACH, DETACH, ATTACH_EXIT, DETACH_EXIT]);
         Self(kinds.map(|kind| (kind, Tally::default())).collect())
     }
 }

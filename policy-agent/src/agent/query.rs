@@ -138,13 +138,7 @@ impl Agent {
         let conditions = self.conditions();
         let dataplane = &self.engine.kernel;
         let report = self.datastore.report.borrow().clone();
-        let mut problems: Vec<_> = self
-            .engine
-            .compiler
-            .problems()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let mut problems = self.engine.problems();
         if let Some(api) = &report.api {
             let failures = api.failures().into_iter();
             problems.extend(failures.map(|failure| format!("{}: {failure}", api.source)));
@@ -176,6 +170,7 @@ impl Agent {
             enforced_revision: self.engine.enforced_revision(),
             pending_operations: self.engine.pending_operations(),
             programs: views::programs(dataplane),
+            exits: views::exits(&self.engine),
             tables: views::tables(&tables),
             counters: views::counters(&counters),
             problems,
@@ -189,6 +184,7 @@ impl Agent {
             dataplane.events_lost().map_err(|error| error.to_string())?;
         Ok(Snapshot {
             endpoints: self.engine.endpoint_counts(),
+            exits: self.engine.exit_counts(),
             policies: self.engine.compiler.policy_counts(),
             identities: self.engine.compiler.identity_count(),
             tables: dataplane.written_tables(),

@@ -14,14 +14,17 @@ const NODE_KNOWN: &str = "NodeKnown";
 const INTERFACES_FOUND: &str = "InterfacesFound";
 /// No table operation fails.
 const TABLES_WRITTEN: &str = "TablesWritten";
+/// Every interface by which packets leave the node has its exit.
+const EXITS_ATTACHED: &str = "ExitsAttached";
 /// All that is known is in the tables, and all endpoints have their programs.
 pub(super) const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
 
 /// The conditions that there are with every datastore.
-const CONDITIONS: [&str; 4] = [
+const CONDITIONS: [&str; 5] = [
     DATASTORE_LOADED,
     INTERFACES_FOUND,
     TABLES_WRITTEN,
+    EXITS_ATTACHED,
     ENDPOINTS_ENFORCED,
 ];
 
@@ -131,6 +134,11 @@ impl Agent {
             ),
             None => format!("revision {}", self.engine.enforced_revision()),
         };
+        let without_room = self.engine.service_problems();
+        let written = match without_room.as_slice() {
+            [] => written,
+            problems => format!("{written}; {}", problems.join("; ")),
+        };
         let mut total = 0;
         let mut unready = Vec::new();
         for (local, state) in self.engine.endpoints() {
@@ -170,10 +178,40 @@ impl Agent {
                 self.engine.is_scanned() && self.scan_error.is_none(),
                 scanned,
             ),
-            condition(TABLES_WRITTEN, loaded && stuck.is_none(), written),
+            condition(
+                TABLES_WRITTEN,
+                loaded && stuck.is_none() && without_room.is_empty(),
+                written,
+            ),
+            self.exits_attached(),
             condition(ENDPOINTS_ENFORCED, self.engine.is_settled(), enforced),
         ]);
         conditions
+    }
+
+    /// An interface without an exit lets out unjudged what pods send to Services.
+    fn exits_attached(&self) -> Condition {
+        let mut total = 0;
+        let mut without = Vec::new();
+        // Those that are being detached are superfluous rather than missing.
+        let wanted = self.engine.exits().filter(|exit| exit.word != "detaching");
+        for exit in wanted {
+            total += 1;
+            if exit.word != "attached" {
+                let error = exit.error.map(|error| format!(" ({error})"));
+                without.push(format!("{}{}", exit.interface, error.unwrap_or_default()));
+            }
+        }
+        let attached = total - without.len();
+        let message = match without.as_slice() {
+            [] => format!("{attached} of {total}"),
+            _ => format!("{attached} of {total}; without: {}", without.join(", ")),
+        };
+        condition(
+            EXITS_ATTACHED,
+            self.engine.is_scanned() && without.is_empty(),
+            message,
+        )
     }
 }
 

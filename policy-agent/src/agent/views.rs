@@ -11,8 +11,8 @@ use super::kernel::Kernel;
 use crate::dataplane::{CounterRow, Dataplane, TableUse};
 use crate::datastore::{ApiReport, NodePresence, ResourceReport, WatchState};
 use crate::report::{
-    ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, EndpointName, IdentityStatus,
-    PolicyStatus, ResourceStatus, TableStatus, WorkloadEndpoint,
+    ApiStatus, AttachedPrograms, CounterStatus, DirectionStatus, EndpointName, ExitStatus,
+    IdentityStatus, PolicyStatus, ResourceStatus, TableStatus, WorkloadEndpoint,
 };
 
 /// Every endpoint that was found, sorted by workload.
@@ -109,6 +109,18 @@ pub(super) fn programs(dataplane: &Dataplane) -> Vec<AttachedPrograms> {
             mode: attached.mode.as_str().to_owned(),
             from_pod_program_id: attached.from_pod_program_id,
             to_pod_program_id: attached.to_pod_program_id,
+        })
+        .collect()
+}
+
+pub(super) fn exits<K: Kernel>(engine: &Engine<K>) -> Vec<ExitStatus> {
+    let exits = engine.exits();
+    exits
+        .map(|exit| ExitStatus {
+            ifindex: exit.ifindex,
+            interface: exit.interface,
+            state: exit.word.to_owned(),
+            error: exit.error,
         })
         .collect()
 }

@@ -4,6 +4,7 @@ mod api;
 mod credentials;
 mod in_cluster;
 mod kubeconfig;
+mod mark;
 
 pub use api::{ApiConfig, ApiSettings};
 
@@ -15,6 +16,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
+use policy_common::service::MarkBits;
 use tracing::Level;
 
 /// Settings as given: each flag is also an environment variable, and the flag wins.
@@ -99,6 +101,15 @@ pub struct Settings {
         hide_default_value = true
     )]
     pub table_sizes: String,
+
+    /// Bits of a packet's mark that name its pod on the way to a Service: contiguous, and nobody else's
+    #[arg(
+        long,
+        env = "PORTCULLIS_MARK_MASK",
+        default_value = "0xffff0000",
+        value_name = "MASK"
+    )]
+    pub mark_mask: String,
 }
 
 /// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
@@ -129,6 +140,8 @@ pub struct Config {
     pub log_decisions: bool,
     /// Table sizes that differ from the defaults; names are checked when the tables are made.
     pub table_sizes: BTreeMap<String, u32>,
+    /// Where in a packet's mark its endpoint is named.
+    pub mark: MarkBits,
 }
 
 /// Where objects come from.
@@ -296,6 +309,7 @@ impl Settings {
             log_drops: boolean("PORTCULLIS_LOG_DROPS", &self.log_drops)?,
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
+            mark: mark::mark_bits(&self.mark_mask)?,
         })
     }
 
@@ -397,6 +411,7 @@ mod tests {
             log_drops: "true".to_owned(),
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
+            mark_mask: "0xffff0000".to_owned(),
         }
     }
 

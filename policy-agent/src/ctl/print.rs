@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::table::render;
 use crate::report::{
-    ApiStatus, DirectionStatus, EndpointName, IdentityStatus, PolicyStatus, Status, TableStatus,
-    WorkloadEndpoint,
+    ApiStatus, DirectionStatus, EndpointName, ExitStatus, IdentityStatus, PolicyStatus, Status,
+    TableStatus, WorkloadEndpoint,
 };
 
 /// The columns that Calico's users know.
@@ -140,7 +140,7 @@ pub(super) fn network_policies(list: &[PolicyStatus], wide: bool) -> String {
     )
 }
 
-/// Empty tables are left out unless `wide`.
+/// Empty tables, and exits in whose way nothing is, are left out unless `wide`.
 pub(super) fn status(status: &Status, wide: bool) -> String {
     let mut text = String::new();
     let ready = if status.ready { "ready" } else { "not ready" };
@@ -188,6 +188,7 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
     }
     section(&mut text, "PROGRAMS");
     text += &programs(status);
+    text += &exits(&status.exits, wide);
     section(&mut text, "TABLES");
     text += &tables(status, wide);
     section(&mut text, "PACKETS");
@@ -232,6 +233,26 @@ fn programs(status: &Status) -> String {
     render(
         ["INTERFACE", "IFINDEX", "MODE", "FROM_POD", "TO_POD"],
         rows.collect(),
+    )
+}
+
+fn exits(exits: &[ExitStatus], all: bool) -> String {
+    let shown = |exit: &&ExitStatus| all || exit.state != "attached";
+    let rows = exits.iter().filter(shown).map(|exit| {
+        let error = exit.error.as_ref().map(|error| format!(": {error}"));
+        [
+            exit.interface.clone(),
+            exit.ifindex.to_string(),
+            format!("{}{}", exit.state, error.unwrap_or_default()),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\nEXITS\n{}",
+        render(["INTERFACE", "IFINDEX", "STATE"], rows)
     )
 }
 
@@ -340,6 +361,26 @@ mod tests {
                 "device"
             ]
         );
+    }
+
+    #[test]
+    fn exits_that_are_attached_are_left_out_unless_wide() {
+        let exit = |interface: &str, state: &str, error: Option<&str>| ExitStatus {
+            ifindex: 2,
+            interface: interface.to_owned(),
+            state: state.to_owned(),
+            error: error.map(str::to_owned),
+        };
+        let attached = exit("eth0", "attached", None);
+        let failing = exit("tun0", "attaching", Some("no such device"));
+        assert_eq!(exits(std::slice::from_ref(&attached), false), "");
+        let both = [attached, failing];
+        let row = "tun0        2         attaching: no such device\n";
+        assert_eq!(
+            exits(&both, false),
+            format!("\nEXITS\nINTERFACE   IFINDEX   STATE\n{row}")
+        );
+        assert!(exits(&both, true).contains("eth0 "));
     }
 
     #[test]

@@ -20,7 +20,8 @@ use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::clsact;
 use super::error::AttachError;
-use super::load::{FROM_POD, TO_POD};
+use super::exits::{self, Exit};
+use super::load::{EXIT, EXIT_L3, FROM_POD, TO_POD};
 use super::removal::unless_gone;
 
 /// The pod's egress enters the host on the veth, and its ingress leaves the host there.
@@ -32,6 +33,14 @@ pub(super) const PROGRAMS: [(&str, TcAttachType); 2] = [
 /// Our place among clsact filters: before those that tools add without a priority.
 pub(super) const PRIORITY: u16 = 50;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Every program that may be at an interface: its name, its side, and its handle among clsact filters.
+pub(super) const EVERY: [(&str, TcAttachType, TcHandle); 4] = [
+    (FROM_POD, TcAttachType::Ingress, HANDLE),
+    (TO_POD, TcAttachType::Egress, HANDLE),
+    (EXIT, TcAttachType::Egress, exits::HANDLE),
+    (EXIT_L3, TcAttachType::Egress, exits::HANDLE),
+];
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,7 +132,7 @@ pub(super) fn attach(
             }),
             Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
                 .map_err(|error| Failure::from(ProgramError::from(error)))
-                .and_then(|()| attach_clsact(program, &interface, attach_type, &pin)),
+                .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin)),
         };
         if let Err(error) = attached {
             let error = explain(error, name, ifindex, &interface, &pin);
@@ -160,7 +169,7 @@ pub(super) fn attach(
 }
 
 /// An attach step's failure, before it is known what it means.
-enum Failure {
+pub(super) enum Failure {
     Program(ProgramError),
     Pin(io::Error),
 }
@@ -171,7 +180,7 @@ impl From<ProgramError> for Failure {
     }
 }
 
-fn explain(
+pub(super) fn explain(
     failure: Failure,
     program: &'static str,
     ifindex: u32,
@@ -197,7 +206,7 @@ fn explain(
     }
 }
 
-fn attach_tcx(
+pub(super) fn attach_tcx(
     program: &mut SchedClassifier,
     interface: &str,
     attach_type: TcAttachType,
@@ -234,15 +243,16 @@ fn take_fd(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<F
     FdLink::try_from(link).map_err(|error| Failure::Pin(io::Error::other(error)))
 }
 
-fn attach_clsact(
+pub(super) fn attach_clsact(
     program: &mut SchedClassifier,
     interface: &str,
     attach_type: TcAttachType,
+    handle: TcHandle,
     pin: &Path,
 ) -> Result<(), Failure> {
     let options = NlOptions {
         priority: PRIORITY,
-        handle: HANDLE,
+        handle,
         classid: None,
     };
     let attached =
@@ -251,7 +261,7 @@ fn attach_clsact(
         Err(ProgramError::TcError(TcError::NetlinkError(error)))
             if error.raw_os_error() == Some(libc::EEXIST) =>
         {
-            let old = clsact_link(interface, attach_type).map_err(Failure::Pin)?;
+            let old = clsact_link(interface, attach_type, handle).map_err(Failure::Pin)?;
             program.attach_to_link(old)?
         }
         other => other?,
@@ -264,8 +274,12 @@ fn attach_clsact(
         .map_err(|error| Failure::Pin(io::Error::other(error)))
 }
 
-fn clsact_link(interface: &str, attach_type: TcAttachType) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, attach_type, PRIORITY, HANDLE, None)
+fn clsact_link(
+    interface: &str,
+    attach_type: TcAttachType,
+    handle: TcHandle,
+) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, attach_type, PRIORITY, handle, None)
 }
 
 /// Detaches both programs; what is gone already is no error.
@@ -278,7 +292,7 @@ pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachE
     } = attachment;
     for (name, attach_type) in PROGRAMS {
         if mode == Mode::Clsact {
-            detach_clsact(ifindex, &interface, attach_type);
+            detach_clsact(ifindex, &interface, attach_type, HANDLE);
         }
         let pin = pin_path(bpffs, ifindex, name);
         remove_pin(&pin).map_err(|failure| explain(failure, name, ifindex, &interface, &pin))?;
@@ -296,19 +310,26 @@ pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachE
 }
 
 /// Best effort: a filter goes with its interface.
-pub(super) fn detach_clsact(ifindex: u32, interface: &str, attach_type: TcAttachType) {
+pub(super) fn detach_clsact(
+    ifindex: u32,
+    interface: &str,
+    attach_type: TcAttachType,
+    handle: TcHandle,
+) {
     if let Ok(name) = current_name(ifindex, interface)
-        && let Ok(link) = clsact_link(&name, attach_type)
+        && let Ok(link) = clsact_link(&name, attach_type, handle)
         && let Err(error) = link.detach()
     {
         tracing::debug!(interface = name, %error, "clsact filter was already gone");
     }
 }
 
-/// Removes what is pinned below `bpffs` for interfaces that are not in `keep`.
+/// Removes what is pinned below `bpffs` for interfaces that are not in `keep`, and for exits that are not in
+/// `exits`.
 pub(super) fn prune(
     bpffs: &Path,
     keep: &BTreeMap<u32, Attachment>,
+    exits: &BTreeMap<u32, Exit>,
 ) -> Result<Vec<u32>, AttachError> {
     let failed = |source| AttachError::Pin {
         path: links(bpffs),
@@ -317,14 +338,16 @@ pub(super) fn prune(
     let mut pruned = Vec::new();
     for entry in fs::read_dir(links(bpffs)).map_err(failed)? {
         let pin = entry.map_err(failed)?.path();
-        let Some((ifindex, attach_type)) = parse_pin(&pin) else {
-            continue;
+        let (ifindex, attach_type, handle) = match parse_pin(&pin) {
+            Some((ifindex, _)) if keep.contains_key(&ifindex) => continue,
+            Some((ifindex, attach_type)) => (ifindex, attach_type, HANDLE),
+            None => match exits::stale_pin(&pin, exits) {
+                Some(ifindex) => (ifindex, TcAttachType::Egress, exits::HANDLE),
+                None => continue,
+            },
         };
-        if keep.contains_key(&ifindex) {
-            continue;
-        }
         if Mode::of_this_kernel() == Mode::Clsact {
-            detach_clsact(ifindex, "", attach_type);
+            detach_clsact(ifindex, "", attach_type, handle);
         }
         fs::remove_file(&pin).map_err(|source| AttachError::Pin {
             path: pin.clone(),
@@ -347,7 +370,7 @@ pub(super) fn links(bpffs: &Path) -> PathBuf {
     bpffs.join("links")
 }
 
-fn pin_path(bpffs: &Path, ifindex: u32, program: &str) -> PathBuf {
+pub(super) fn pin_path(bpffs: &Path, ifindex: u32, program: &str) -> PathBuf {
     links(bpffs).join(format!("{ifindex}-{program}"))
 }
 
@@ -357,7 +380,7 @@ fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType)> {
     Some((ifindex.parse().ok()?, attach_type))
 }
 
-fn remove_pin(pin: &Path) -> Result<(), Failure> {
+pub(super) fn remove_pin(pin: &Path) -> Result<(), Failure> {
     unless_gone(fs::remove_file(pin)).map_err(Failure::Pin)
 }
 

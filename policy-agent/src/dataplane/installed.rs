@@ -16,7 +16,7 @@ use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
 use nix::net::if_::if_nameindex;
 use rtnetlink::Handle;
 
-use super::attach::{self, Mode, PROGRAMS};
+use super::attach::{self, EVERY, Mode};
 use super::{bpffs, clsact};
 
 /// How often a list that changes while it is read is read again.
@@ -31,7 +31,7 @@ pub enum Part {
         ifindex: u32,
         /// Its name.
         interface: String,
-        /// `from_pod` or `to_pod`.
+        /// `from_pod`, `to_pod`, `exit` or `exit_l3`.
         program: &'static str,
         /// The kernel's id of the program.
         id: u32,
@@ -233,7 +233,7 @@ fn interfaces() -> io::Result<Vec<(u32, String)>> {
 /// Our programs among the TCX links of an interface; none when it is gone.
 fn tcx(interface: &str) -> io::Result<Vec<(&'static str, u32)>> {
     let mut found = Vec::new();
-    for (name, attach_type) in PROGRAMS {
+    for (name, attach_type, _) in EVERY {
         let programs = again_while_it_changes(|| {
             SchedClassifier::query_tcx(interface, attach_type).map(|(_, programs)| programs)
         })?;
@@ -247,9 +247,9 @@ fn tcx(interface: &str) -> io::Result<Vec<(&'static str, u32)>> {
 }
 
 fn ours(name: &str) -> Option<&'static str> {
-    PROGRAMS
+    EVERY
         .into_iter()
-        .find_map(|(program, _)| (program == name).then_some(program))
+        .find_map(|(program, ..)| (program == name).then_some(program))
 }
 
 /// What attached programs and pins refer to.

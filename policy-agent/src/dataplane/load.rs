@@ -42,6 +42,8 @@ pub struct DataplaneConfig {
     pub log_decisions: bool,
     /// Table sizes that differ from those of `policy_common::map`, by table name.
     pub capacities: BTreeMap<String, u32>,
+    /// Where in a packet's mark the endpoint stands whose egress is still to be judged.
+    pub mark: MarkBits,
     /// Flow timeouts in seconds.
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
@@ -59,6 +61,7 @@ impl Default for DataplaneConfig {
             log_drops: true,
             log_decisions: false,
             capacities: BTreeMap::new(),
+            mark: MarkBits::DEFAULT,
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
             settled_slot: 0,
@@ -88,7 +91,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
             0
         },
         endpoint_slots: capacities[map::ENDPOINTS.name],
-        mark: MarkBits::DEFAULT,
+        mark: config.mark,
         settled_slot: config.settled_slot,
         log_decisions: u32::from(config.log_decisions),
     });
@@ -97,7 +100,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     for (name, capacity) in &capacities {
         loader.map_max_entries(name, *capacity);
     }
-    let adopts = config.pin && pinned::fit(&config.bpffs, &capacities);
+    let adopts = config.pin && pinned::fit(&config.bpffs, &capacities, config.mark);
     if adopts {
         for spec in map::ALL {
             loader.map_pin_path(spec.name, config.bpffs.join(spec.name));
@@ -134,6 +137,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         tables,
         former,
         attachments: BTreeMap::new(),
+        exits: BTreeMap::new(),
         bpffs: config.bpffs.clone(),
     })
 }

@@ -12,6 +12,7 @@ mod clsact;
 mod counted;
 mod error;
 mod events;
+mod exits;
 mod flow_tables;
 mod grace;
 mod installed;
@@ -24,6 +25,7 @@ mod tables;
 pub use attach::{Attached, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
 pub use events::EventStream;
+pub use exits::LinkLayer;
 pub use flow_tables::FlowTables;
 pub use grace::wait as wait_for_grace;
 pub use installed::{Installed, Part};
@@ -40,6 +42,7 @@ use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
 
 use attach::Attachment;
+use exits::Exit;
 use tables::Tables;
 
 /// The loaded programs and maps, and the interfaces that the programs are attached to.
@@ -49,6 +52,7 @@ pub struct Dataplane {
     /// What an earlier agent left in the tables.
     former: Option<Former>,
     attachments: BTreeMap<u32, Attachment>,
+    exits: BTreeMap<u32, Exit>,
     /// Directory for pins.
     bpffs: PathBuf,
 }
@@ -90,10 +94,31 @@ impl Dataplane {
         }
     }
 
+    /// Attaches the program that judges what leaves the host by this interface. Where an earlier agent's
+    /// is attached, it is replaced without a gap.
+    pub fn attach_exit(
+        &mut self,
+        ifindex: u32,
+        interface: &str,
+        layer: LinkLayer,
+    ) -> Result<(), AttachError> {
+        let exit = exits::attach(&mut self.ebpf, &self.bpffs, ifindex, interface, layer)?;
+        self.exits.insert(ifindex, exit);
+        Ok(())
+    }
+
+    /// Detaches it; an interface that is gone, or was never attached, is no error.
+    pub fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        match self.exits.remove(&ifindex) {
+            Some(exit) => exits::detach(&self.bpffs, exit),
+            None => Ok(()),
+        }
+    }
+
     /// Removes what an earlier agent left attached to interfaces that are not attached now, and
-    /// returns the interfaces. To be called once every local endpoint is attached, never before.
+    /// returns the interfaces. To be called once every local endpoint and exit is attached, never before.
     pub fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
-        attach::prune(&self.bpffs, &self.attachments)
+        attach::prune(&self.bpffs, &self.attachments, &self.exits)
     }
 
     /// The interfaces that the programs are attached to.

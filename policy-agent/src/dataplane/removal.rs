@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::attach::{self, Mode, PROGRAMS};
+use super::attach::{self, EVERY, Mode};
 use super::installed::Part;
 use super::{bpffs, clsact};
 
@@ -24,8 +24,9 @@ pub async fn remove(part: &Part) -> io::Result<()> {
             mode: Mode::Clsact,
             ..
         } => {
-            for (_, attach_type) in PROGRAMS.into_iter().filter(|(name, _)| name == program) {
-                attach::detach_clsact(*ifindex, interface, attach_type);
+            let ours = EVERY.into_iter().filter(|(name, ..)| name == program);
+            for (_, attach_type, handle) in ours {
+                attach::detach_clsact(*ifindex, interface, attach_type, handle);
             }
             Ok(())
         }

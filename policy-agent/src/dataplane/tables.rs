@@ -14,6 +14,7 @@ use policy_common::event::EventBudget;
 use policy_common::map::{self, MapSpec};
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
 use policy_common::port::{PortData, PortKey};
+use policy_common::service::{ServiceAddress, SlotInterface};
 use policy_common::verdict::{Counter, Direction, Reason, counter_index};
 use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
@@ -60,6 +61,9 @@ pub(super) struct Tables {
     peers: HashRows<PeerKey, RuleBits>,
     ports: TrieRows<PortData, RuleBits>,
     rules: HashRows<RuleKey, RuleAction>,
+    service_v4: HashRows<AddressV4, ServiceAddress>,
+    service_v6: HashRows<AddressV6, ServiceAddress>,
+    mark_slots: ArrayRows<SlotInterface>,
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
     counted_rules: HashMap<u32, u16>,
@@ -91,6 +95,11 @@ impl Tables {
             peers: hash(ebpf, &map::PEERS)?,
             ports: trie(ebpf, &map::PORTS)?,
             rules: hash(ebpf, &map::RULES)?,
+            service_v4: hash(ebpf, &map::SERVICE_V4)?,
+            service_v6: hash(ebpf, &map::SERVICE_V6)?,
+            mark_slots: array(ebpf, &map::MARK_SLOTS, capacities, |row: &SlotInterface| {
+                row.ifindex != 0
+            })?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
             counted_rules: HashMap::new(),
             counters: take_as(ebpf, map::COUNTERS.name)?,
@@ -143,6 +152,11 @@ impl Tables {
                 former.prefixes.insert(prefix, id.id);
             }
         }
+        let v4 = self.service_v4.all()?.into_iter();
+        let v4 = v4.map(|(address, row)| (IpAddr::from(address.octets), row.kind));
+        let v6 = self.service_v6.all()?.into_iter();
+        let v6 = v6.map(|(address, row)| (IpAddr::from(address.octets), row.kind));
+        former.services.extend(v4.chain(v6));
         for (id, header) in &former.policies {
             if header.first_count != 0 {
                 self.counted_rules.insert(*id, header.rules);
@@ -169,6 +183,14 @@ impl Tables {
             Op::DeletePrefix { prefix } => self.delete_network(prefix),
             Op::PutEndpoint { ifindex, endpoint } => self.put_endpoint(*ifindex, *endpoint),
             Op::DeleteEndpoint { ifindex } => self.delete_endpoint(*ifindex),
+            Op::PutService { address, row } => match *address {
+                IpAddr::V4(v4) => self.service_v4.put(octets_v4(v4), *row),
+                IpAddr::V6(v6) => self.service_v6.put(octets_v6(v6), *row),
+            },
+            Op::DeleteService { address } => match *address {
+                IpAddr::V4(v4) => self.service_v4.delete(octets_v4(v4)),
+                IpAddr::V6(v6) => self.service_v6.delete(octets_v6(v6)),
+            },
             Op::Barrier => grace::wait().map_err(ApplyError::Grace),
         }
     }
@@ -233,20 +255,52 @@ impl Tables {
         }
     }
 
+    /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there.
     fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
-        if ifindex < self.endpoints.capacity() {
-            self.endpoints.put(ifindex, endpoint)
-        } else {
-            self.endpoints_ext.put(Ifindex { ifindex }, endpoint)
+        let former = self.slot_of(ifindex)?;
+        let slot = slot(endpoint);
+        if slot != 0 {
+            self.mark_slots.put(slot, SlotInterface { ifindex })?;
         }
+        if ifindex < self.endpoints.capacity() {
+            self.endpoints.put(ifindex, endpoint)?;
+        } else {
+            self.endpoints_ext.put(Ifindex { ifindex }, endpoint)?;
+        }
+        if former == slot {
+            return Ok(());
+        }
+        self.clear_slot(former, ifindex)
     }
 
     fn delete_endpoint(&mut self, ifindex: u32) -> Result<(), ApplyError> {
+        let former = self.slot_of(ifindex)?;
         if ifindex < self.endpoints.capacity() {
-            self.endpoints.put(ifindex, Endpoint::zeroed())
+            self.endpoints.put(ifindex, Endpoint::zeroed())?;
         } else {
-            self.endpoints_ext.delete(Ifindex { ifindex })
+            self.endpoints_ext.delete(Ifindex { ifindex })?;
         }
+        self.clear_slot(former, ifindex)
+    }
+
+    /// The slot of an endpoint that has a row, or 0.
+    fn slot_of(&self, ifindex: u32) -> Result<u32, ApplyError> {
+        let row = if ifindex < self.endpoints.capacity() {
+            let row = self.endpoints.get(ifindex);
+            Some(row.map_err(|source| ApplyError::map(map::ENDPOINTS.name, source))?)
+        } else {
+            self.endpoints_ext.get(Ifindex { ifindex })?
+        };
+        Ok(row.map_or(0, slot))
+    }
+
+    /// Empties a slot's row, unless it is another interface's by now.
+    fn clear_slot(&mut self, slot: u32, ifindex: u32) -> Result<(), ApplyError> {
+        let failed = |source| ApplyError::map(map::MARK_SLOTS.name, source);
+        if slot != 0 && self.mark_slots.get(slot).map_err(failed)?.ifindex == ifindex {
+            self.mark_slots.put(slot, SlotInterface::default())?;
+        }
+        Ok(())
     }
 
     /// Use and capacity of the tables that operations write.
@@ -264,6 +318,9 @@ impl Tables {
             (map::PORTS, self.ports.rows()),
             (map::RULES, self.rules.rows()),
             (map::RULE_COUNTS, counted_rules),
+            (map::SERVICE_V4, self.service_v4.rows()),
+            (map::SERVICE_V6, self.service_v6.rows()),
+            (map::MARK_SLOTS, self.mark_slots.rows()),
         ];
         counts
             .into_iter()
@@ -308,6 +365,11 @@ impl Tables {
         let lost = values.iter().map(|value| value.0.lost).sum();
         Ok((limited, lost))
     }
+}
+
+/// The part of an endpoint's id that a mark can bear; 0 is nobody's.
+fn slot(endpoint: Endpoint) -> u32 {
+    endpoint.id & 0xffff
 }
 
 fn octets_v4(address: Ipv4Addr) -> AddressV4 {

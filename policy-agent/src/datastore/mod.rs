@@ -1,4 +1,4 @@
-//! Where Namespaces, Pods and NetworkPolicies come from.
+//! Where Namespaces, Pods, NetworkPolicies and Services come from.
 //!
 //! A datastore runs as a task of its own and speaks through one ordered channel: changes, the word
 //! that the first load is complete, and answers to sync requests, each behind all changes that it
@@ -19,7 +19,7 @@ use std::time::Instant;
 use policy_core::model::{Change, Namespace, NetworkPolicy, ObjectName};
 use tokio::sync::{mpsc, watch};
 
-use convert::PodObject;
+use convert::{PodObject, Service};
 
 /// A valid object of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Object {
     Pod(PodObject),
     /// A policy.
     Policy(NetworkPolicy),
+    /// A service.
+    Service(Service),
 }
 
 /// Kind and name of an object.
@@ -41,6 +43,8 @@ pub enum ObjectKey {
     Pod(ObjectName),
     /// A policy.
     Policy(ObjectName),
+    /// A service.
+    Service(ObjectName),
 }
 
 impl fmt::Display for ObjectKey {
@@ -49,6 +53,7 @@ impl fmt::Display for ObjectKey {
             Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
             Self::Policy(name) => write!(f, "NetworkPolicy {name}"),
+            Self::Service(name) => write!(f, "Service {name}"),
         }
     }
 }
@@ -61,6 +66,7 @@ impl Object {
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name().clone()),
             Self::Policy(policy) => ObjectKey::Policy(policy.name.clone()),
+            Self::Service(service) => ObjectKey::Service(service.name.clone()),
         }
     }
 }
@@ -74,17 +80,20 @@ pub enum ObjectChange {
     Gone(ObjectKey),
 }
 
-impl From<ObjectChange> for Change {
-    fn from(change: ObjectChange) -> Self {
-        match change {
-            ObjectChange::Upsert(Object::Namespace(namespace)) => Self::Namespace(namespace),
-            ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, .. })) => Self::Pod(pod),
-            ObjectChange::Upsert(Object::Pod(PodObject::HostNetwork(name))) => Self::PodGone(name),
-            ObjectChange::Upsert(Object::Policy(policy)) => Self::Policy(policy),
-            ObjectChange::Gone(ObjectKey::Namespace(name)) => Self::NamespaceGone(name),
-            ObjectChange::Gone(ObjectKey::Pod(name)) => Self::PodGone(name),
-            ObjectChange::Gone(ObjectKey::Policy(name)) => Self::PolicyGone(name),
-        }
+impl ObjectChange {
+    /// The change in the compiler's terms; `None` for what is none of its business.
+    #[must_use]
+    pub fn for_compiler(self) -> Option<Change> {
+        Some(match self {
+            Self::Upsert(Object::Namespace(namespace)) => Change::Namespace(namespace),
+            Self::Upsert(Object::Pod(PodObject::Pod { pod, .. })) => Change::Pod(pod),
+            Self::Upsert(Object::Pod(PodObject::HostNetwork(name))) => Change::PodGone(name),
+            Self::Upsert(Object::Policy(policy)) => Change::Policy(policy),
+            Self::Gone(ObjectKey::Namespace(name)) => Change::NamespaceGone(name),
+            Self::Gone(ObjectKey::Pod(name)) => Change::PodGone(name),
+            Self::Gone(ObjectKey::Policy(name)) => Change::PolicyGone(name),
+            Self::Upsert(Object::Service(_)) | Self::Gone(ObjectKey::Service(_)) => return None,
+        })
     }
 }
 

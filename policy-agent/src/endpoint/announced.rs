@@ -211,6 +211,7 @@ mod tests {
                 .iter()
                 .map(|interface| interface.ifindex)
                 .collect(),
+            ..Scan::default()
         }
     }
 

@@ -6,7 +6,7 @@
 //! entered, whether it has a name under /run/netns, a process, or neither, and an interface whose
 //! peer is in another node's namespace cannot be mistaken for ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Interface, Peer, Scan};
+use super::{Interface, Link, Peer, Scan};
 
 /// Scan without an event, as a safety net.
 const RESCAN: Duration = Duration::from_secs(5);
@@ -239,12 +239,15 @@ impl Veth {
     }
 }
 
-/// Every veth here with a peer elsewhere, and the addresses of that peer.
+/// Every veth here with a peer elsewhere, and the addresses of that peer; the other interfaces; our own addresses.
 async fn scan(handle: &Handle) -> io::Result<Scan> {
     let mut scan = Scan::default();
     let mut by_netns: BTreeMap<i32, Vec<Veth>> = BTreeMap::new();
     let mut links = Box::pin(handle.link().get().execute());
     while let Some(message) = links.try_next().await.map_err(io::Error::other)? {
+        if let Some(link) = Link::from_message(&message) {
+            scan.links.insert(message.header.index, link);
+        }
         let Some(veth) = Veth::from_message(&message) else {
             continue;
         };
@@ -253,6 +256,7 @@ async fn scan(handle: &Handle) -> io::Result<Scan> {
             by_netns.entry(netns).or_default().push(veth);
         }
     }
+    scan.addresses = own_addresses(handle).await?;
     for (netns, veths) in by_netns {
         match peers(handle, netns, &veths).await {
             Ok(interfaces) => {
@@ -323,8 +327,31 @@ async fn addresses(handle: &Handle, netns: i32, ifindex: u32) -> io::Result<Vec<
     Ok(addresses)
 }
 
-/// The address itself (on a point-to-point link IFA_ADDRESS is the other end's).
+/// All addresses of this network namespace by which it can be reached.
+async fn own_addresses(handle: &Handle) -> io::Result<BTreeSet<IpAddr>> {
+    let messages: Vec<_> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(io::Error::other)?;
+    let addresses = messages.iter().filter_map(local_address);
+    Ok(addresses
+        .filter(|address| !address.is_loopback() && !address.is_multicast())
+        .collect())
+}
+
+/// The address of a pod's interface.
 fn address(message: &AddressMessage) -> Option<IpAddr> {
+    local_address(message).filter(|address| match address {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+    })
+}
+
+/// The address itself (on a point-to-point link IFA_ADDRESS is the other end's).
+fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -333,10 +360,7 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
             _ => {}
         }
     }
-    local.or(address).filter(|address| match address {
-        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
-        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
-    })
+    local.or(address)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::time::timeout;
 
 use super::*;
+use crate::dataplane::LinkLayer;
 
 /// Namespaces that go when this does, whatever happened.
 struct Netns(Vec<String>);
@@ -98,6 +99,11 @@ fn finds_and_follows_pod_interfaces() {
         let (node, pod) = (inner_node, inner_pod);
         let mut discovery = start().expect("netlink");
         let empty = until(&mut discovery, "nothing there", |_| true).await;
+        // Some kernels make tunnels in every namespace.
+        let empty = Scan {
+            links: BTreeMap::new(),
+            ..empty
+        };
         assert_eq!(empty, Scan::default());
 
         ip(&[
@@ -168,6 +174,56 @@ fn finds_and_follows_pod_interfaces() {
         })
         .await;
         assert!(!scan.veths.contains(&first.ifindex));
+    });
+}
+
+#[test]
+fn finds_and_follows_what_is_the_nodes_own() {
+    let mut netns = Netns::new();
+    let node = netns.add("own");
+    let inner_node = node.clone();
+    within(&node, async move || {
+        let ip = |arguments: &[&str]| ip(&[&["-n", &inner_node], arguments].concat());
+        let mut discovery = start().expect("netlink");
+        ip(&["link", "set", "lo", "up"]);
+        ip(&["addr", "add", "192.0.2.9/32", "dev", "lo"]);
+        ip(&[
+            "link",
+            "add",
+            "pcl-eth",
+            "type",
+            "veth",
+            "peer",
+            "pcl-other",
+        ]);
+        ip(&["link", "add", "pcl-br", "type", "bridge"]);
+        ip(&["addr", "add", "192.0.2.1/24", "dev", "pcl-eth"]);
+        ip(&["addr", "add", "fe80::7/64", "dev", "pcl-eth", "nodad"]);
+        ip(&["addr", "add", "198.51.100.1/24", "dev", "pcl-br"]);
+        let own = ["192.0.2.1", "192.0.2.9", "198.51.100.1", "fe80::7"].map(address);
+        let scan = until(&mut discovery, "addresses", |scan| {
+            scan.addresses == own.into()
+        })
+        .await;
+        let named = |scan: &Scan, name: &str| {
+            let mut links = scan.links.values();
+            links.find(|link| link.name == name).cloned()
+        };
+        assert_eq!([named(&scan, "lo"), named(&scan, "pcl-br")], [None, None]);
+        let ethernet = named(&scan, "pcl-eth").expect("found");
+        assert_eq!(ethernet.layer, LinkLayer::Ethernet);
+
+        ip(&["addr", "del", "192.0.2.9/32", "dev", "lo"]);
+        let gone = address("192.0.2.9");
+        until(&mut discovery, "an address less", |scan| {
+            !scan.addresses.contains(&gone)
+        })
+        .await;
+        ip(&["link", "del", "pcl-eth"]);
+        until(&mut discovery, "an interface less", |scan| {
+            named(scan, "pcl-eth").is_none() && scan.addresses.len() == 1
+        })
+        .await;
     });
 }
 

@@ -1,15 +1,18 @@
 //! Which interfaces on this node belong to which pods.
 //!
-//! `discovery` finds pod interfaces in the kernel, `local` knows the pods of this node; an interface
+//! `discovery` finds pod interfaces in the kernel, and beside them what else there is: this node's own
+//! addresses and the interfaces by which packets leave it (`link`); `local` knows the pods of this node; an interface
 //! and a pod belong together when the CNI plugin said so (`announced`), else when the interface bears one
 //! of the pod's addresses.
 
 mod announced;
 mod discovery;
+mod link;
 mod local;
 
 pub use announced::{Announced, Announcement, Device};
 pub use discovery::{Discovery, Lookup, ScanReport, start};
+pub use link::Link;
 pub use local::LocalPods;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +59,10 @@ pub struct Scan {
     pub interfaces: BTreeMap<u32, Interface>,
     /// Every veth of this network namespace, those included whose other side could not be read.
     pub veths: BTreeSet<u32>,
+    /// Interfaces of this network namespace by which packets leave it, by ifindex.
+    pub links: BTreeMap<u32, Link>,
+    /// The addresses of this network namespace, loopback's aside.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Scan {

@@ -116,6 +116,7 @@ impl Scrape {
     fn enforcement(&self, page: &mut Page<'_>) -> fmt::Result {
         let Snapshot {
             endpoints,
+            exits,
             policies,
             ..
         } = &self.snapshot;
@@ -123,6 +124,13 @@ impl Scrape {
             "endpoints",
             "Pod interfaces of this node, by how far their enforcement has come.",
             endpoints
+                .iter()
+                .map(|(state, count)| ([("state", *state)], *count)),
+        )?;
+        page.gauges(
+            "exits",
+            "Interfaces by which packets leave this node, by how far the program there has come.",
+            exits
                 .iter()
                 .map(|(state, count)| ([("state", *state)], *count)),
         )?;

@@ -11,7 +11,7 @@ use policy_common::verdict::{Direction, Reason};
 use policy_core::PolicyCounts;
 
 use super::*;
-use crate::agent::{Arrival, EndpointState, Health};
+use crate::agent::{Arrival, EndpointState, ExitState, Health};
 use crate::dataplane::{CounterRow, TableUse};
 use crate::datastore::{NodePresence, Outage, Problem, Report, ResourceReport};
 use crate::metrics::Lost;
@@ -53,7 +53,7 @@ fn fresh() -> Scrape {
         outage: None,
         last_contact: None,
         node: NodePresence::Unknown,
-        resources: ["networkpolicies", "pods", "namespaces", "nodes"]
+        resources: ["networkpolicies", "pods", "namespaces", "services", "nodes"]
             .map(resource)
             .into(),
     };
@@ -70,6 +70,7 @@ fn fresh() -> Scrape {
                 ..Report::default()
             }),
             endpoints: EndpointState::WORDS.map(|word| (word, 0)).into(),
+            exits: ExitState::WORDS.map(|word| (word, 0)).into(),
             tables: tables.collect(),
             counters: counters.collect(),
             conditions,

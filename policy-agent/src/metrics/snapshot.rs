@@ -16,6 +16,8 @@ use crate::report::Condition;
 pub struct Snapshot {
     /// Endpoints by state; every state is there.
     pub endpoints: BTreeMap<&'static str, usize>,
+    /// Exits by state; every state is there.
+    pub exits: BTreeMap<&'static str, usize>,
     /// Policies by status.
     pub policies: PolicyCounts,
     /// Identities in force.

@@ -11,16 +11,19 @@ pub enum Resource {
     Pods,
     /// NetworkPolicies of networking.k8s.io.
     NetworkPolicies,
+    /// Services.
+    Services,
     /// Nodes.
     Nodes,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Namespaces,
         Self::Pods,
         Self::NetworkPolicies,
+        Self::Services,
         Self::Nodes,
     ];
 
@@ -31,6 +34,7 @@ impl Resource {
             Self::Namespaces => "namespaces",
             Self::Pods => "pods",
             Self::NetworkPolicies => "networkpolicies",
+            Self::Services => "services",
             Self::Nodes => "nodes",
         }
     }
@@ -42,6 +46,7 @@ impl Resource {
             Self::Namespaces => "Namespace",
             Self::Pods => "Pod",
             Self::NetworkPolicies => "NetworkPolicy",
+            Self::Services => "Service",
             Self::Nodes => "Node",
         }
     }
@@ -51,7 +56,7 @@ impl Resource {
     pub const fn group(self) -> &'static str {
         match self {
             Self::NetworkPolicies => "networking.k8s.io",
-            Self::Namespaces | Self::Pods | Self::Nodes => "",
+            Self::Namespaces | Self::Pods | Self::Services | Self::Nodes => "",
         }
     }
 
@@ -60,14 +65,14 @@ impl Resource {
     pub const fn api_version(self) -> &'static str {
         match self {
             Self::NetworkPolicies => "networking.k8s.io/v1",
-            Self::Namespaces | Self::Pods | Self::Nodes => "v1",
+            Self::Namespaces | Self::Pods | Self::Services | Self::Nodes => "v1",
         }
     }
 
     /// Whether its objects are in namespaces.
     #[must_use]
     pub const fn is_namespaced(self) -> bool {
-        matches!(self, Self::Pods | Self::NetworkPolicies)
+        matches!(self, Self::Pods | Self::NetworkPolicies | Self::Services)
     }
 
     /// The path of its API group and version.
@@ -75,7 +80,7 @@ impl Resource {
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::NetworkPolicies => "/apis/networking.k8s.io/v1",
-            Self::Namespaces | Self::Pods | Self::Nodes => "/api/v1",
+            Self::Namespaces | Self::Pods | Self::Services | Self::Nodes => "/api/v1",
         }
     }
 

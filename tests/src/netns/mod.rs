@@ -12,6 +12,7 @@
 mod agent;
 mod datastore;
 mod flow;
+pub mod kube_proxy;
 mod leftovers;
 mod namespace;
 mod node;

@@ -71,6 +71,7 @@ fn readiness_lists_its_conditions() {
             "[+] DatastoreLoaded",
             "[+] InterfacesFound",
             "[+] TablesWritten",
+            "[+] ExitsAttached",
             "[+] EndpointsEnforced"
         ]
     );

@@ -85,7 +85,7 @@ pub(super) fn service_account(mode: Option<AddonMode>) -> Result<Document> {
     })
 }
 
-/// What the agent may do: read what policies are made of, and nothing else.
+/// What the agent may do: read what policies are made of and what leads to pods, and nothing else.
 pub(super) fn cluster_role(mode: Option<AddonMode>) -> Result<Document> {
     let read = |group: &str, resources: &[&str]| PolicyRule {
         api_groups: strings(&[group]),
@@ -96,12 +96,12 @@ pub(super) fn cluster_role(mode: Option<AddonMode>) -> Result<Document> {
     let role = Document::of(&ClusterRole {
         metadata: metadata(NAME, None, mode),
         rules: Some(vec![
-            read("", &["namespaces", "nodes", "pods"]),
+            read("", &["namespaces", "nodes", "pods", "services"]),
             read("networking.k8s.io", &["networkpolicies"]),
         ]),
         ..ClusterRole::default()
     })?;
-    Ok(role.about("What policies are made of, to read. Portcullis writes nothing to the API."))
+    Ok(role.about("What policies are made of and what leads to pods, to read. Portcullis writes nothing to the API."))
 }
 
 /// Who may do it.

@@ -209,6 +209,7 @@ fn the_role_reads_and_no_more() {
         ("", "namespaces"),
         ("", "nodes"),
         ("", "pods"),
+        ("", "services"),
         ("networking.k8s.io", "networkpolicies"),
     ]);
     for (name, objects) in parsed() {

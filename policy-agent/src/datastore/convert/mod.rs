@@ -6,11 +6,13 @@
 mod network_policy;
 mod path;
 mod pod;
+mod service;
 pub mod strict;
 
 pub use network_policy::{closed_network_policy, network_policy};
 pub use path::{FieldPath, Segment};
 pub use pod::{MIRROR, PodObject, pod};
+pub use service::{Service, service};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

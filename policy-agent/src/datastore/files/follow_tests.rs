@@ -201,8 +201,8 @@ async fn a_mistake_keeps_the_last_good_state_of_its_file_only() {
     assert_eq!(
         store.problems(),
         [
-            "a.yaml:5: kind: unknown kind \"Nonsense\"; the choices are Namespace, Pod, NetworkPolicy, and lists of \
-          them"
+            "a.yaml:5: kind: unknown kind \"Nonsense\"; the choices are Namespace, Pod, NetworkPolicy, Service, and \
+          lists of them"
         ]
     );
     store.write("a.yaml", &namespace("one", "y"));

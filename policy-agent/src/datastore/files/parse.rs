@@ -53,22 +53,29 @@ enum Kind {
     Namespace,
     Pod,
     NetworkPolicy,
+    Service,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Namespace, Self::Pod, Self::NetworkPolicy];
+    const ALL: [Self; 4] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::NetworkPolicy,
+        Self::Service,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Service => "Service",
         }
     }
 
     const fn api_version(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Pod => "v1",
+            Self::Namespace | Self::Pod | Self::Service => "v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
         }
     }
@@ -111,7 +118,7 @@ impl Parser<'_> {
         }
         let Some(kind) = Kind::from_name(kind) else {
             let message = format!(
-                "unknown kind {kind:?}; the choices are Namespace, Pod, NetworkPolicy, and lists of them"
+                "unknown kind {kind:?}; the choices are Namespace, Pod, NetworkPolicy, Service, and lists of them"
             );
             self.error(document, None, &root.field("kind"), message);
             return;
@@ -175,6 +182,9 @@ impl Parser<'_> {
             Kind::NetworkPolicy => self
                 .typed::<networking::NetworkPolicy>(document, &name, json, Severity::Error)
                 .map(|object| convert::network_policy(&object).map(Object::Policy)),
+            Kind::Service => self
+                .typed::<core::Service>(document, &name, json, Severity::Warning)
+                .map(|object| convert::service(&object).map(Object::Service)),
         };
         match converted {
             None => {}

@@ -194,8 +194,8 @@ fn mistakes_around_objects() {
         ("kind: Pod\nmetadata: [", "f.yaml:3: "),
         (
             "kind: Deployment\napiVersion: apps/v1",
-            "f.yaml:1: kind: unknown kind \"Deployment\"; the choices are Namespace, Pod, NetworkPolicy, and lists \
-             of them",
+            "f.yaml:1: kind: unknown kind \"Deployment\"; the choices are Namespace, Pod, NetworkPolicy, Service, \
+             and lists of them",
         ),
         ("apiVersion: v1", "f.yaml:1: kind: missing"),
         ("just text", "f.yaml:1: kind: missing"),
@@ -213,9 +213,17 @@ fn mistakes_around_objects() {
             "f.yaml:3: List: items: not a list",
         ),
         (
-            "kind: List\napiVersion: v1\nitems:\n- {kind: Service, apiVersion: v1}",
-            "f.yaml:4: kind: unknown kind \"Service\"; the choices are Namespace, Pod, NetworkPolicy, and lists of \
-             them",
+            "kind: List\napiVersion: v1\nitems:\n- {kind: Secret, apiVersion: v1}",
+            "f.yaml:4: kind: unknown kind \"Secret\"; the choices are Namespace, Pod, NetworkPolicy, Service, and \
+             lists of them",
+        ),
+        (
+            "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec:\n  externalIPs:\n  - 10.0.0.300",
+            "f.yaml:6: Service default/web: spec.externalIPs[0]: \"10.0.0.300\" is not an IP address",
+        ),
+        (
+            "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec:\n  clusterIPs: 10.0.0.1",
+            "f.yaml:5: Service default/web: spec.clusterIPs: invalid type: string \"10.0.0.1\", expected a sequence",
         ),
         (
             "kind: Namespace\napiVersion: v1\nmetadata: {name: a, name: b}",
@@ -489,6 +497,32 @@ fn lists_documents_and_json() {
             .collect();
         assert_eq!(found, names, "{text}");
     }
+}
+
+#[test]
+fn a_service_and_its_addresses() {
+    let text = "\
+kind: ServiceList
+apiVersion: v1
+items:
+- metadata: {name: web, namespace: shop}
+  spec:
+    type: LoadBalancer
+    clusterIPs: [10.96.0.10, \"fd00:96::a\"]
+    ports: [{port: 80, targetPort: 8080}]
+  status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}
+- metadata: {name: peers, namespace: shop}
+  spec: {clusterIP: None}
+";
+    let objects = objects(text);
+    let [Object::Service(web), Object::Service(peers)] = objects.as_slice() else {
+        panic!("{objects:?}");
+    };
+    let addresses = ["10.96.0.10", "192.0.2.1", "fd00:96::a"];
+    let addresses = addresses.map(|address| address.parse().expect("address"));
+    assert_eq!(web.name, ObjectName::new("shop", "web"));
+    assert_eq!(web.addresses, BTreeSet::from(addresses));
+    assert_eq!(peers.addresses, BTreeSet::new());
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(super) struct Item {
 /// What is in an [`Item`].
 #[derive(Debug)]
 pub(super) enum Content {
-    /// An object for the compiler. Equal fingerprints: nothing changed that counts.
+    /// An object for the agent. Equal fingerprints: nothing changed that counts.
     Object { object: Object, fingerprint: u64 },
     /// A Node, of which only the existence counts.
     Node,
@@ -55,6 +55,7 @@ pub(super) fn decode(resource: Resource, json: &RawValue) -> serde_json::Result<
         Resource::Nodes => None,
         Resource::Pods => Some(pod(json)),
         Resource::Namespaces => Some(namespace(json)),
+        Resource::Services => Some(service(json)),
         Resource::NetworkPolicies => Some(network_policy(json)),
     };
     let name = ObjectName::new(&metadata.namespace, &metadata.name);
@@ -101,6 +102,13 @@ fn namespace(json: &RawValue) -> Result<Object, Vec<String>> {
     let namespace: trimmed::Namespace = typed(json)?;
     convert::namespace(&namespace.into())
         .map(Object::Namespace)
+        .map_err(words)
+}
+
+fn service(json: &RawValue) -> Result<Object, Vec<String>> {
+    let service: trimmed::Service = typed(json)?;
+    convert::service(&service.into())
+        .map(Object::Service)
         .map_err(words)
 }
 
@@ -153,6 +161,7 @@ pub(super) fn fingerprint(object: &Object) -> u64 {
         Object::Policy(policy) => {
             (&policy.subjects, &policy.ingress, &policy.egress).hash(&mut hasher);
         }
+        Object::Service(service) => service.addresses.hash(&mut hasher),
     }
     hasher.finish()
 }

@@ -15,6 +15,7 @@ use crate::datastore::{
 const PODS: Resource = Resource::Pods;
 const POLICIES: Resource = Resource::NetworkPolicies;
 const NAMESPACES: Resource = Resource::Namespaces;
+const SERVICES: Resource = Resource::Services;
 const NODES: Resource = Resource::Nodes;
 
 fn pod(name: &str, version: u32, address: &str) -> Value {
@@ -35,6 +36,14 @@ fn policy(name: &str, version: u32, spec: &Value) -> Value {
 
 fn namespace(name: &str, version: u32) -> Value {
     json!({"metadata": {"name": name, "resourceVersion": version.to_string()}})
+}
+
+fn service(name: &str, version: u32, spec: &Value) -> Value {
+    json!({
+        "metadata": {"namespace": "ns", "name": name, "resourceVersion": version.to_string()},
+        "spec": spec,
+        "status": {"loadBalancer": {}},
+    })
 }
 
 fn node() -> Value {
@@ -102,6 +111,9 @@ fn words(changes: Vec<ObjectChange>) -> Vec<String> {
                 Object::Pod(convert::PodObject::Pod { pod, .. }) => {
                     format!("+{} {:?}", object.key(), pod.addresses)
                 }
+                Object::Service(service) => {
+                    format!("+{} {:?}", object.key(), service.addresses)
+                }
                 _ => format!("+{}", object.key()),
             },
             ObjectChange::Gone(key) => format!("-{key}"),
@@ -137,7 +149,7 @@ async fn assert_silent(datastore: &mut Datastore) {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_loaded_before_everything_is_listed() {
-    let (mut api, mut datastore) = start(&[PODS, POLICIES, NAMESPACES]);
+    let (mut api, mut datastore) = start(&[PODS, POLICIES, NAMESPACES, SERVICES]);
     let first = api.next(PODS).await;
     assert_eq!(first.parameter("limit"), Some("500"));
     assert_eq!(
@@ -160,6 +172,7 @@ async fn nothing_is_loaded_before_everything_is_listed() {
     let watch = api.next(PODS).await;
     assert_eq!(watch.parameter("resourceVersion"), Some("7"));
     assert_eq!(changes(&mut datastore).await, ["+Pod ns/c [10.0.0.3]"]);
+    let _services = api.load(SERVICES, &[]).await;
     let _policies = api
         .load(POLICIES, &[policy("p", 4, &json!({"podSelector": {}}))])
         .await;
@@ -170,6 +183,39 @@ async fn nothing_is_loaded_before_everything_is_listed() {
     assert!(matches!(next(&mut datastore).await, Update::Loaded));
     let now = report(&mut datastore, |report, _| report.loaded).await;
     assert_eq!((now.objects, now.problems.len()), (5, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_service_only_its_addresses_count() {
+    let (mut api, mut datastore) = start(&[SERVICES]);
+    let dns =
+        json!({"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": [{"port": 53}]});
+    let headless = json!({"clusterIP": "None", "clusterIPs": ["None"]});
+    let items = [service("dns", 1, &dns), service("db", 2, &headless)];
+    let watch = api.load(SERVICES, &items).await;
+    assert_eq!(
+        gathered(&mut datastore, 2).await,
+        ["+Service ns/db {}", "+Service ns/dns {10.96.0.10}"]
+    );
+    while !matches!(next(&mut datastore).await, Update::Loaded) {}
+    let other_ports = json!({"clusterIP": "10.96.0.10", "ports": [{"port": 54}]});
+    watch.event("MODIFIED", &service("dns", 11, &other_ports));
+    assert_silent(&mut datastore).await;
+    let broken = json!({"clusterIP": "10.96.0"});
+    watch.event("MODIFIED", &service("dns", 12, &broken));
+    let now = report(&mut datastore, |report, _| !report.problems.is_empty()).await;
+    assert_eq!(
+        now.problems[0].to_string(),
+        "Kubernetes API: Service ns/dns: spec.clusterIP: \"10.96.0\" is not an IP address"
+    );
+    let external = json!({"clusterIP": "10.96.0.10", "externalIPs": ["192.0.2.1"]});
+    watch.event("MODIFIED", &service("dns", 13, &external));
+    assert_eq!(
+        changes(&mut datastore).await,
+        ["+Service ns/dns {10.96.0.10, 192.0.2.1}"]
+    );
+    watch.event("DELETED", &service("dns", 14, &external));
+    assert_eq!(changes(&mut datastore).await, ["-Service ns/dns"]);
 }
 
 #[tokio::test(start_paused = true)]

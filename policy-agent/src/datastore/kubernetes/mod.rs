@@ -1,4 +1,4 @@
-//! The `kubernetes` datastore: NetworkPolicies, Pods, Namespaces and this Node, from the API.
+//! The `kubernetes` datastore: NetworkPolicies, Pods, Namespaces, Services and this Node, from the API.
 //!
 //! ```text
 //! client <--request-- follow (one task a resource) --messages--> store --updates--> agent

@@ -173,6 +173,7 @@ fn name_of(object: &Object) -> Option<ObjectName> {
     match object {
         Object::Pod(pod) => Some(pod.name().clone()),
         Object::Policy(policy) => Some(policy.name.clone()),
+        Object::Service(service) => Some(service.name.clone()),
         Object::Namespace(_) => None,
     }
 }

@@ -13,16 +13,19 @@ pub(super) enum Resource {
     Pods,
     /// Namespaces, for their labels.
     Namespaces,
+    /// Services, for their addresses.
+    Services,
     /// This node's object, to find out whether the node's name is right.
     Nodes,
 }
 
 impl Resource {
     /// All of them; the position is also that in arrays by resource.
-    pub(super) const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 5] = [
         Self::NetworkPolicies,
         Self::Pods,
         Self::Namespaces,
+        Self::Services,
         Self::Nodes,
     ];
 
@@ -32,6 +35,7 @@ impl Resource {
             Self::NetworkPolicies => "networkpolicies",
             Self::Pods => "pods",
             Self::Namespaces => "namespaces",
+            Self::Services => "services",
             Self::Nodes => "nodes",
         }
     }
@@ -40,7 +44,7 @@ impl Resource {
     pub(super) const fn group(self) -> &'static str {
         match self {
             Self::NetworkPolicies => "networking.k8s.io",
-            Self::Pods | Self::Namespaces | Self::Nodes => "",
+            Self::Pods | Self::Namespaces | Self::Services | Self::Nodes => "",
         }
     }
 
@@ -50,6 +54,7 @@ impl Resource {
             Self::NetworkPolicies => "NetworkPolicy",
             Self::Pods => "Pod",
             Self::Namespaces => "Namespace",
+            Self::Services => "Service",
             Self::Nodes => "Node",
         }
     }
@@ -60,6 +65,7 @@ impl Resource {
             Self::NetworkPolicies => "/apis/networking.k8s.io/v1/networkpolicies",
             Self::Pods => "/api/v1/pods",
             Self::Namespaces => "/api/v1/namespaces",
+            Self::Services => "/api/v1/services",
             Self::Nodes => "/api/v1/nodes",
         }
     }
@@ -74,7 +80,7 @@ impl Resource {
 
     /// Whether its objects are in namespaces.
     pub(super) const fn is_namespaced(self) -> bool {
-        matches!(self, Self::NetworkPolicies | Self::Pods)
+        matches!(self, Self::NetworkPolicies | Self::Pods | Self::Services)
     }
 
     /// Whether enforcement cannot begin without it.
@@ -82,12 +88,13 @@ impl Resource {
         !matches!(self, Self::Nodes)
     }
 
-    /// The key of the object of this name, for objects that the compiler knows.
+    /// The key of the object of this name, for objects of which more counts than that they exist.
     pub(super) fn key(self, name: &ObjectName) -> Option<ObjectKey> {
         match self {
             Self::NetworkPolicies => Some(ObjectKey::Policy(name.clone())),
             Self::Pods => Some(ObjectKey::Pod(name.clone())),
             Self::Namespaces => Some(ObjectKey::Namespace(name.name.clone())),
+            Self::Services => Some(ObjectKey::Service(name.clone())),
             Self::Nodes => None,
         }
     }

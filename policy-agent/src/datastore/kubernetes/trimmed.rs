@@ -1,4 +1,4 @@
-//! What is read of Pods and Namespaces; everything else is skipped while deserializing.
+//! What is read of Pods, Namespaces and Services; everything else is skipped while deserializing.
 //!
 //! Pods are many and big. Each is trimmed, converted and dropped before the next one is read.
 
@@ -40,6 +40,45 @@ pub(super) struct Pod {
     metadata: Metadata,
     spec: Option<PodSpec>,
     status: Option<PodStatus>,
+}
+
+/// A Service.
+#[derive(Debug, Deserialize)]
+pub(super) struct Service {
+    metadata: Metadata,
+    spec: Option<ServiceSpec>,
+    status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceSpec {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceStatus {
+    load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LoadBalancer {
+    ingress: Option<Vec<LoadBalancerIngress>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LoadBalancerIngress {
+    ip: Option<String>,
+    ip_mode: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,6 +154,40 @@ impl From<Pod> for core::Pod {
             metadata: pod.metadata.into(),
             spec: pod.spec.map(Into::into),
             status: pod.status.map(Into::into),
+        }
+    }
+}
+
+impl From<Service> for core::Service {
+    fn from(service: Service) -> Self {
+        Self {
+            metadata: service.metadata.into(),
+            spec: service.spec.map(|spec| core::ServiceSpec {
+                type_: spec.kind,
+                cluster_ip: spec.cluster_ip,
+                cluster_ips: spec.cluster_ips,
+                external_ips: spec.external_ips,
+                ..core::ServiceSpec::default()
+            }),
+            status: service.status.map(|status| core::ServiceStatus {
+                load_balancer: status.load_balancer.map(Into::into),
+                ..core::ServiceStatus::default()
+            }),
+        }
+    }
+}
+
+impl From<LoadBalancer> for core::LoadBalancerStatus {
+    fn from(balancer: LoadBalancer) -> Self {
+        let ingress = |entry: LoadBalancerIngress| core::LoadBalancerIngress {
+            ip: entry.ip,
+            ip_mode: entry.ip_mode,
+            ..core::LoadBalancerIngress::default()
+        };
+        Self {
+            ingress: balancer
+                .ingress
+                .map(|list| list.into_iter().map(ingress).collect()),
         }
     }
 }

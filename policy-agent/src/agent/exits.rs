@@ -1,0 +1,242 @@
+//! The host's interfaces that have to have an exit, and how far each has come.
+//!
+//! Attaching takes some milliseconds each, and a host can have hundreds of interfaces. So it is done a few
+//! at a time, and what is to be done for pods comes in between.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::failure::Failure;
+use super::kernel::Kernel;
+use super::operations::{ATTACH_EXIT, DETACH_EXIT, Operations};
+use crate::dataplane::AttachError;
+use crate::endpoint::Link;
+
+/// How many are attached or detached at a time.
+const SLICE: usize = 2;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Exits {
+    exits: BTreeMap<u32, Exit>,
+}
+
+#[derive(Debug)]
+struct Exit {
+    link: Link,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Attaching(Option<Failure>),
+    Attached,
+    Detaching(Option<Failure>),
+}
+
+impl State {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Attaching(_) => ExitState::WORDS[0],
+            Self::Attached => ExitState::WORDS[1],
+            Self::Detaching(_) => ExitState::WORDS[2],
+        }
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Attaching(failure) | Self::Detaching(failure) => failure.as_ref(),
+            Self::Attached => None,
+        }
+    }
+
+    /// Whether something can be done for it now.
+    fn is_due(&self, now: Instant) -> bool {
+        match self {
+            Self::Attached => false,
+            Self::Attaching(failure) | Self::Detaching(failure) => failure
+                .as_ref()
+                .is_none_or(|failure| failure.backoff.is_due(now)),
+        }
+    }
+}
+
+/// Where an exit stands, in words for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitState {
+    /// The interface's index.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// One of [`ExitState::WORDS`].
+    pub word: &'static str,
+    /// Why it gets no further, where something fails.
+    pub error: Option<String>,
+}
+
+impl ExitState {
+    /// Every value of `word`.
+    pub const WORDS: [&str; 3] = ["attaching", "attached", "detaching"];
+}
+
+/// Whether an interface is to have an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// It is.
+    Exit,
+    /// It is not.
+    None,
+    /// What it has, it keeps.
+    AsItIs,
+}
+
+impl Exits {
+    /// The interfaces are these, each with its wish.
+    pub(super) fn follow(&mut self, links: &BTreeMap<u32, Link>, wish: impl Fn(u32) -> Wish) {
+        for (ifindex, exit) in &mut self.exits {
+            let wish = links.get(ifindex).map_or(Wish::None, |_| wish(*ifindex));
+            match (wish, &exit.state) {
+                (Wish::None, State::Attaching(_) | State::Attached) => {
+                    exit.state = State::Detaching(None);
+                }
+                (Wish::Exit, State::Detaching(_)) => exit.state = State::Attaching(None),
+                _ => {}
+            }
+        }
+        for (ifindex, link) in links {
+            match self.exits.get_mut(ifindex) {
+                Some(exit) if exit.link != *link => {
+                    // Another device perhaps, which lost what the former one had.
+                    exit.link = link.clone();
+                    if matches!(exit.state, State::Attached) {
+                        exit.state = State::Attaching(None);
+                    }
+                }
+                Some(_) => {}
+                None if wish(*ifindex) == Wish::Exit => {
+                    let exit = Exit {
+                        link: link.clone(),
+                        state: State::Attaching(None),
+                    };
+                    self.exits.insert(*ifindex, exit);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Does what is due, a few at a time. Says whether more is due.
+    pub(super) fn step(
+        &mut self,
+        kernel: &mut impl Kernel,
+        operations: &mut Operations,
+        now: Instant,
+    ) -> bool {
+        let due = self.exits.iter().filter(|(_, exit)| exit.state.is_due(now));
+        let mut due = due.map(|(ifindex, _)| *ifindex);
+        let slice: Vec<_> = due.by_ref().take(SLICE).collect();
+        let more = due.next().is_some();
+        for ifindex in slice {
+            self.advance(ifindex, kernel, operations, now);
+        }
+        more
+    }
+
+    /// Makes sure that an interface has an exit, as far as that is possible now.
+    pub(super) fn attach_now(
+        &mut self,
+        ifindex: u32,
+        link: &Link,
+        kernel: &mut impl Kernel,
+        operations: &mut Operations,
+        now: Instant,
+    ) {
+        let exit = self.exits.entry(ifindex).or_insert_with(|| Exit {
+            link: link.clone(),
+            state: State::Attaching(None),
+        });
+        if let State::Detaching(_) = exit.state {
+            exit.state = State::Attaching(None);
+        }
+        if exit.state.is_due(now) {
+            self.advance(ifindex, kernel, operations, now);
+        }
+    }
+
+    fn advance(
+        &mut self,
+        ifindex: u32,
+        kernel: &mut impl Kernel,
+        operations: &mut Operations,
+        now: Instant,
+    ) {
+        let Some(exit) = self.exits.get_mut(&ifindex) else {
+            return;
+        };
+        let Link { name, layer, .. } = &exit.link;
+        let failed = match &mut exit.state {
+            State::Attached => return,
+            State::Attaching(failure) => {
+                let outcome = kernel.attach_exit(ifindex, name, *layer);
+                operations.note(ATTACH_EXIT, &outcome);
+                match outcome {
+                    Ok(()) => {
+                        tracing::debug!(interface = name, "exit attached");
+                        exit.state = State::Attached;
+                        return;
+                    }
+                    Err(error) => (failure, error),
+                }
+            }
+            State::Detaching(failure) => {
+                let outcome = kernel.detach_exit(ifindex);
+                operations.note(DETACH_EXIT, &outcome);
+                match outcome {
+                    Ok(()) => {
+                        tracing::debug!(interface = name, "exit detached");
+                        self.exits.remove(&ifindex);
+                        return;
+                    }
+                    Err(error) => (failure, error),
+                }
+            }
+        };
+        match failed {
+            (_, AttachError::InterfaceGone { .. }) => {
+                tracing::debug!(interface = name, "interface went with its exit");
+                // The next scan has it no more, and takes away what may be left of it.
+                exit.state = State::Detaching(None);
+            }
+            (failure, error) => {
+                tracing::error!(
+                    interface = name, %error,
+                    "cannot attach or detach an exit, where Services' packets are judged; trying again"
+                );
+                *failure = Some(Failure::after(failure.take(), &error, now));
+            }
+        }
+    }
+
+    /// Whether each is where it should be.
+    pub(super) fn are_settled(&self) -> bool {
+        self.exits
+            .values()
+            .all(|exit| matches!(exit.state, State::Attached))
+    }
+
+    /// When something is to be tried again.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        let failures = self.exits.values().filter_map(|exit| exit.state.failure());
+        failures.map(|failure| failure.backoff.next()).min()
+    }
+
+    /// Each exit, by ifindex.
+    pub(super) fn states(&self) -> impl Iterator<Item = ExitState> {
+        self.exits.iter().map(|(ifindex, exit)| ExitState {
+            ifindex: *ifindex,
+            interface: exit.link.name.clone(),
+            word: exit.state.word(),
+            error: exit.state.failure().map(|failure| failure.error.clone()),
+        })
+    }
+}

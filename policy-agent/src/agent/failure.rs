@@ -1,0 +1,31 @@
+//! What fails and is tried again.
+
+use std::time::Instant;
+
+use super::backoff::Backoff;
+use crate::dataplane::AttachError;
+
+/// Why something fails, and when it is tried again.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: String,
+    pub(super) backoff: Backoff,
+}
+
+impl Failure {
+    /// After one more failure, at `now`.
+    pub(super) fn after(previous: Option<Self>, error: &AttachError, now: Instant) -> Self {
+        let error = error.to_string();
+        match previous {
+            Some(mut failure) => {
+                failure.error = error;
+                failure.backoff.failed(now);
+                failure
+            }
+            None => Self {
+                error,
+                backoff: Backoff::new(now),
+            },
+        }
+    }
+}

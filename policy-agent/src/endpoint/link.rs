@@ -1,0 +1,89 @@
+//! The host's interfaces by which packets leave it.
+
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+
+use crate::dataplane::LinkLayer;
+
+/// An interface of this network namespace that may be a packet's last before it leaves: every one but
+/// loopback and bridges, whose ports are the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// What its packets begin with.
+    pub layer: LinkLayer,
+    /// Its hardware address: a device that was made anew under the same index has another one.
+    pub hardware_address: Vec<u8>,
+}
+
+impl Link {
+    /// From the kernel's description.
+    pub(super) fn from_message(message: &LinkMessage) -> Option<Self> {
+        let layer = match message.header.link_layer_type {
+            LinkLayerType::Loopback => return None,
+            LinkLayerType::Ether => LinkLayer::Ethernet,
+            _ => LinkLayer::Network,
+        };
+        let (mut name, mut hardware_address) = (None, Vec::new());
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(given) => name = Some(given.clone()),
+                LinkAttribute::Address(given) => hardware_address.clone_from(given),
+                LinkAttribute::LinkInfo(infos) => {
+                    let mut kinds = infos.iter();
+                    if kinds.any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge))) {
+                        return None;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            name: name?,
+            layer,
+            hardware_address,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(layer: LinkLayerType, kind: Option<InfoKind>) -> Option<LinkLayer> {
+        let mut message = LinkMessage::default();
+        message.header.link_layer_type = layer;
+        let name = LinkAttribute::IfName("x0".to_owned());
+        let info = kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        message.attributes = [name].into_iter().chain(info).collect();
+        Link::from_message(&message).map(|link| link.layer)
+    }
+
+    #[test]
+    fn packets_leave_by_all_but_loopback_and_bridges() {
+        let ethernet = [
+            None,
+            Some(InfoKind::Veth),
+            Some(InfoKind::Vxlan),
+            Some(InfoKind::Bond),
+            Some(InfoKind::Vrf),
+        ];
+        for kind in ethernet {
+            let found = link(LinkLayerType::Ether, kind.clone());
+            assert_eq!(found, Some(LinkLayer::Ethernet), "{kind:?}");
+        }
+        for layer in [
+            LinkLayerType::None,
+            LinkLayerType::Tunnel,
+            LinkLayerType::Tunnel6,
+            LinkLayerType::Sit,
+            LinkLayerType::Ipgre,
+            LinkLayerType::Ppp,
+            LinkLayerType::Rawip,
+        ] {
+            assert_eq!(link(layer, None), Some(LinkLayer::Network), "{layer:?}");
+        }
+        assert_eq!(link(LinkLayerType::Loopback, None), None);
+        assert_eq!(link(LinkLayerType::Ether, Some(InfoKind::Bridge)), None);
+    }
+}
