@@ -31,7 +31,7 @@ use policy_core::{Compiler, Limits, Problem};
 use super::backoff::Backoff;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
-use crate::dataplane::AttachError;
+use crate::dataplane::{AttachError, Haste};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
 use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
@@ -735,7 +735,11 @@ impl<K: Kernel> Engine<K> {
                 continue;
             }
             let interface = &endpoint.local.host_interface;
-            let outcome = self.kernel.attach(*ifindex, interface);
+            let haste = match self.announced.of(&endpoint.interface) {
+                Some(_) => Haste::Waited,
+                None => Haste::None,
+            };
+            let outcome = self.kernel.attach(*ifindex, interface, haste);
             self.operations.note(ATTACH, &outcome);
             match outcome {
                 Ok(()) => {

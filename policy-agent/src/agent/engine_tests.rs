@@ -72,7 +72,7 @@ impl Kernel for Fake {
         self.try_to(text)
             .map_err(|_| ApplyError::Full { table: "peers" })
     }
-    fn attach(&mut self, ifindex: u32, _: &str) -> Result<(), AttachError> {
+    fn attach(&mut self, ifindex: u32, _: &str, _: Haste) -> Result<(), AttachError> {
         self.attachment("attach", ifindex)
     }
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {

@@ -2,14 +2,14 @@
 
 use policy_core::op::Op;
 
-use crate::dataplane::{ApplyError, AttachError, Dataplane};
+use crate::dataplane::{ApplyError, AttachError, Dataplane, Haste};
 
 /// Executes what the engine decides.
 pub trait Kernel {
     /// See [`Dataplane::apply`].
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError>;
     /// See [`Dataplane::attach`].
-    fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError>;
+    fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError>;
     /// See [`Dataplane::detach`].
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
     /// See [`Dataplane::prune`].
@@ -20,8 +20,8 @@ impl Kernel for Dataplane {
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         self.apply(op)
     }
-    fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
-        self.attach(ifindex, interface)
+    fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError> {
+        self.attach(ifindex, interface, haste)
     }
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.detach(ifindex)

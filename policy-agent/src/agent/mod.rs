@@ -305,7 +305,10 @@ impl Agent {
                     grace = None;
                     self.engine.grace_passed();
                 }
-                _ = beat.tick() => self.report_losses(),
+                _ = beat.tick() => {
+                    self.report_losses();
+                    self.move_overtaken();
+                }
                 () = retry => {}
             }
         }
@@ -346,6 +349,22 @@ impl Agent {
                     tracing::error!(error, "cannot look for pod interfaces");
                 }
                 self.scan_error = Some(error);
+            }
+        }
+    }
+
+    fn move_overtaken(&mut self) {
+        for (interface, outcome) in self.engine.kernel.move_overtaken() {
+            match outcome {
+                Ok(()) => tracing::warn!(
+                    interface,
+                    "another program is attached by TCX, which could let packets pass before ours saw them: ours moved \
+                     in front of it"
+                ),
+                Err(error) => tracing::error!(
+                    interface, %error,
+                    "another program is attached by TCX, before ours, and ours cannot be moved; trying again"
+                ),
             }
         }
     }
