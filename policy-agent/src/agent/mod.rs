@@ -9,6 +9,7 @@ mod engine;
 mod kernel;
 pub mod lock;
 mod operations;
+mod pod_starts;
 mod query;
 mod readiness;
 mod views;
@@ -44,6 +45,7 @@ use crate::http;
 use crate::memory;
 use crate::metrics::{Latency, Scraper};
 use attachments::Attachments;
+use pod_starts::PodStarts;
 use query::Sync;
 
 /// Drop events that may wait to be logged.
@@ -138,6 +140,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let sizes = limits(&config.table_sizes);
     let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
     let attachments = Attachments::open(&config.run_dir)?;
+    let pod_starts = PodStarts::start(&config)?;
     let mut agent = Agent {
         engine,
         config,
@@ -153,6 +156,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         latency: Latency::default(),
         losses: Losses::default(),
         attachments,
+        pod_starts,
     };
     agent.adopt_attachments()?;
     agent.run(events, stop).await?;
@@ -233,6 +237,7 @@ struct Agent {
     latency: Latency,
     losses: Losses,
     attachments: Attachments,
+    pod_starts: PodStarts,
 }
 
 /// Drop events that were not logged, as last told.

@@ -175,6 +175,7 @@ impl Agent {
             revision: self.engine.revision(),
             enforced_revision: self.engine.enforced_revision(),
             pending_operations: self.engine.pending_operations(),
+            pod_starts: self.pod_starts.status(),
             programs: views::programs(dataplane),
             tables: views::tables(&tables),
             counters: views::counters(&counters),
@@ -205,6 +206,7 @@ impl Agent {
             drops_logged: self.drops_logged,
             latency: self.latency.clone(),
             datastore: self.datastore.report.borrow().clone(),
+            pod_starts: self.pod_starts.status(),
             conditions: self.conditions(),
         })
     }

@@ -17,12 +17,16 @@ const TABLES_WRITTEN: &str = "TablesWritten";
 /// All that is known is in the tables, and all endpoints have their programs.
 pub(super) const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
 
+/// The CNI plugin is installed, where this agent is to keep it so; how pods' starts are covered.
+pub(super) const POD_STARTS_COVERED: &str = "PodStartsCovered";
+
 /// The conditions that there are with every datastore.
-const CONDITIONS: [&str; 4] = [
+const CONDITIONS: [&str; 5] = [
     DATASTORE_LOADED,
     INTERFACES_FOUND,
     TABLES_WRITTEN,
     ENDPOINTS_ENFORCED,
+    POD_STARTS_COVERED,
 ];
 
 /// What the health server knows.
@@ -153,6 +157,7 @@ impl Agent {
                 unready.join(", ")
             ),
         };
+        let pod_starts = self.pod_starts.status();
         let mut conditions = vec![condition(
             DATASTORE_LOADED,
             loaded,
@@ -172,6 +177,11 @@ impl Agent {
             ),
             condition(TABLES_WRITTEN, loaded && stuck.is_none(), written),
             condition(ENDPOINTS_ENFORCED, self.engine.is_settled(), enforced),
+            condition(
+                POD_STARTS_COVERED,
+                pod_starts.error.is_none(),
+                pod_starts.words(),
+            ),
         ]);
         conditions
     }

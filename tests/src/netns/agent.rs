@@ -159,6 +159,8 @@ impl<'a> Agent<'a> {
             .arg("uninstall")
             .env("PORTCULLIS_RUN_DIR", node.run_directory())
             .env("PORTCULLIS_BPFFS", node.bpffs())
+            .env("CNI_BIN_DIR", node.directory().join("cni-bin"))
+            .env("CNI_CONF_DIR", node.directory().join("cni-conf"))
             .output()
             .context("policy-agent cannot be run")
     }
