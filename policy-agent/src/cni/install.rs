@@ -145,8 +145,8 @@ impl Installation {
 
     fn create(&self, main: MainPlugin) -> Result<Outcome, InstallError> {
         let Directories { bin_dir, conf_dir } = &self.directories;
-        create::check_plugins(main, bin_dir)?;
         let before = create::conflist(main, &self.pod_cidrs.get()?)?;
+        create::check_plugins(main, bin_dir)?;
         let path = conf_dir.join(create::FILE);
         let text = before.to_string();
         let list = Conflist::parse(text.as_bytes()).map_err(|mistake| explain(&path, mistake))?;
