@@ -53,7 +53,8 @@ impl State {
                 .collect(),
             pins: node.bpffs().exists(),
             run_directory: node.run_directory().exists(),
-            links,
+            // The kernel gives an interface a queue length with its first qdisc; without a queue it means nothing.
+            links: links.replace("qlen 1000", ""),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Pods started by the thousand under the observer's eyes, with addresses that are used again and again.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -106,23 +107,23 @@ fn no_start_is_against_policy_and_none_is_refused(plugin: &str) {
     let (total, next, seen) = (starts(), AtomicUsize::new(0), Seen::default());
     let began = Instant::now();
     let failed = AtomicBool::new(false);
+    let stands = Stands {
+        node: &node,
+        network: &network,
+        observer: &observer,
+        web: &web,
+        outside: outside.address,
+    };
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
-                while next.fetch_add(1, Ordering::Relaxed) < total {
-                    let stands = Stands {
-                        node: &node,
-                        network: &network,
-                        observer: &observer,
-                        web: &web,
-                        outside: outside.address,
-                    };
-                    let number = next.load(Ordering::Relaxed);
-                    if failed.load(Ordering::Relaxed) {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= total || failed.load(Ordering::Relaxed) {
                         return;
                     }
                     let guard = Guard(&failed);
-                    stands.start(&format!("db-{number}-{:?}", thread::current().id()), &seen);
+                    stands.start(&format!("db-{number}"), &seen);
                     std::mem::forget(guard);
                 }
             });
@@ -181,10 +182,6 @@ struct Stands<'a> {
 impl Stands<'_> {
     /// One pod's life.
     fn start(&self, name: &str, seen: &Seen) {
-        let name = name
-            .replace(|c: char| !c.is_ascii_alphanumeric(), "-")
-            .to_lowercase();
-        let name = name.trim_matches('-');
         let store = self.node.datastore();
         store
             .put_pod("vault", name, &[("app", "db")], &[], &[])
@@ -213,6 +210,22 @@ impl Stands<'_> {
         }
         self.network.del(&pod).unwrap();
         store.delete_pod("vault", name).unwrap();
+        self.forget(to.ip());
+    }
+
+    /// The next pod with this address has another MAC address. On a bridge others would send to the former one for
+    /// seconds, which looks like a refusal, or like a policy that holds.
+    fn forget(&self, address: IpAddr) {
+        let address = address.to_string();
+        for (netns, device) in [
+            (self.node.netns(), super::runner::BRIDGE),
+            (&self.web.netns, "eth0"),
+        ] {
+            let mut command = netns.command("ip");
+            command.args(["neigh", "del", &address, "dev", device]);
+            // There may be none.
+            let _status = command.stderr(Stdio::null()).status().unwrap();
+        }
     }
 
     /// One exchange with web in each family.

@@ -89,7 +89,7 @@ fn a_pod_runs_only_once_it_is_enforced(plugin: &str) {
     assert!(heard(&open.netns, &observer) > 0);
 
     let mut unknown = network.sandbox("shop", "unknown");
-    let impatient = super::Network::new(&node, plugin).with("timeout", json!(1));
+    let impatient = super::Network::new(&node, plugin).with("timeout", json!(4));
     let error = impatient.add(&mut unknown).unwrap_err();
     assert_eq!(error.code(), 11, "{error:?}");
     assert!(error.words().contains("no pod shop/unknown"), "{error:?}");
