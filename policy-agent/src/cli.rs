@@ -57,7 +57,7 @@ Exit codes: 0 stopped by a signal, 1 error, 2 usage or an invalid setting.";
 const INSTALL_CNI_HELP: &str = "\
 Every option is also an environment variable; the option wins.
 
-The configuration in force is the first in lexical order in --conf-dir, as container runtimes choose it. The
+The configuration in force is the first in lexical order in --cni-conf-dir, as container runtimes choose it. The
 plugin becomes its last; nothing else in it changes, and a .conf becomes a .conflist. What was there before is
 kept beside it, and --uninstall restores it, unless somebody changed it since: then only the plugin goes.
 

@@ -27,6 +27,8 @@ pub struct Status {
     pub enforced_revision: u64,
     /// Operations not executed yet.
     pub pending_operations: usize,
+    /// How starting pods come under enforcement.
+    pub pod_starts: PodStartsStatus,
     /// Where programs are attached.
     pub programs: Vec<AttachedPrograms>,
     /// Interfaces by which packets leave the node, where what goes to Services is judged.
@@ -40,6 +42,42 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Worth knowing, but no problem: pods without an address, drop events not sent, ...
     pub notes: Vec<String>,
+}
+
+/// How starting pods come under enforcement.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStartsStatus {
+    /// `plugin`: policy-cni lets none start before it is enforced. `discovery`: each is found moments after its
+    /// interface appears.
+    pub mode: String,
+    /// The CNI configuration that names the plugin, where this agent keeps it there.
+    pub configuration: Option<String>,
+    /// Why there is none, although this agent is to keep it there.
+    pub error: Option<String>,
+}
+
+impl PodStartsStatus {
+    /// A value of `mode`.
+    pub const PLUGIN: &str = "plugin";
+    /// A value of `mode`.
+    pub const DISCOVERY: &str = "discovery";
+
+    /// The same in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let mode = &self.mode;
+        match (&self.configuration, &self.error) {
+            (Some(configuration), _) => format!("{mode}; policy-cni is kept in {configuration}"),
+            (None, Some(error)) => format!("{mode}; policy-cni is not installed: {error}"),
+            (None, None) if mode == Self::PLUGIN => {
+                format!("{mode}; policy-cni was installed by others")
+            }
+            (None, None) => format!(
+                "{mode}; a pod is enforced moments after its interface appears (PORTCULLIS_INSTALL_CNI=false)"
+            ),
+        }
+    }
 }
 
 /// One condition of readiness.

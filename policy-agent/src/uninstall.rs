@@ -14,6 +14,7 @@ use clap::Args;
 
 use crate::agent::ATTACHMENTS;
 use crate::agent::lock::{self, Lock, LockError};
+use crate::cni::Directories;
 use crate::config::{BPFFS, RUN_DIR, SOCKET};
 use crate::dataplane::{self, Installed, Part};
 
@@ -33,6 +34,10 @@ pub struct Places {
     /// Directory of pinned maps and links
     #[arg(long, env = "PORTCULLIS_BPFFS", default_value = BPFFS, value_name = "DIR")]
     pub bpffs: PathBuf,
+
+    /// Where the CNI plugin is
+    #[command(flatten)]
+    pub cni: Directories,
 }
 
 /// Removes what is there, and writes to `out` what that was and what the second look found.
@@ -51,6 +56,8 @@ pub async fn run(places: &Places, out: &mut impl Write) -> anyhow::Result<()> {
     })?;
     let _pins_lock = locked(&places.bpffs, lock::pins)?;
 
+    // First, because with the plugin there and no agent no pod can start.
+    let cni = places.cni.uninstall();
     let before = Installed::look(&places.bpffs)
         .await
         .context("looking for what is installed")?;
@@ -59,26 +66,41 @@ pub async fn run(places: &Places, out: &mut impl Write) -> anyhow::Result<()> {
             writeln!(out, "failed  {part}: {error}")?;
         }
     }
-    // What the CNI plugin changed on this node is to be put back here, before the run directory goes.
     remove_run_files(&places.run_dir, out)?;
 
     let left = second_look(places, &before).await?;
     let found = before.parts.iter().chain(&files);
     let removed: Vec<_> = found.filter(|part| !left.contains(part)).collect();
+    let cni_files = cni.as_deref().unwrap_or_default();
+    for path in cni_files {
+        writeln!(out, "{}", cni_words(path))?;
+    }
     for part in &removed {
         writeln!(out, "removed {part}")?;
+    }
+    if let Err(error) = &cni {
+        writeln!(out, "left    policy-cni: {error}")?;
     }
     for part in &left {
         writeln!(out, "left    {part}{}", hint(part))?;
     }
-    if !left.is_empty() {
+    if !left.is_empty() || cni.is_err() {
         bail!("not everything could be removed; what is left is listed above");
     }
-    if removed.is_empty() {
+    if removed.is_empty() && cni_files.is_empty() {
         writeln!(out, "there is nothing to remove")?;
     }
     prove(places, &before, out)?;
     Ok(())
+}
+
+/// What became of a file that the CNI plugin's installation made or changed.
+fn cni_words(path: &Path) -> String {
+    if path.exists() {
+        format!("restored CNI configuration {}", path.display())
+    } else {
+        format!("removed file {}", path.display())
+    }
 }
 
 /// A lock, or a sentence about the agent that has it.
@@ -159,9 +181,11 @@ fn prove(places: &Places, before: &Installed, out: &mut impl Write) -> io::Resul
     writeln!(
         out,
         "nothing is left: no from_pod or to_pod at any interface of this network namespace, no {}, no socket or lock \
-         in {}",
+         in {}, no policy-cni in {} and {}",
         places.bpffs.display(),
-        places.run_dir.display()
+        places.run_dir.display(),
+        places.cni.conf_dir.display(),
+        places.cni.bin_dir.display()
     )?;
     let (programs, maps) = before.objects();
     if programs + maps > 0 {

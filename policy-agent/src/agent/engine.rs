@@ -37,7 +37,7 @@ use super::failure::Failure;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
 use super::services::ServiceAddresses;
-use crate::dataplane::{ApplyError, AttachError};
+use crate::dataplane::{ApplyError, AttachError, Haste};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
 use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
@@ -822,7 +822,11 @@ impl<K: Kernel> Engine<K> {
                 continue;
             }
             let interface = &endpoint.local.host_interface;
-            let outcome = self.kernel.attach(*ifindex, interface);
+            let haste = match self.announced.of(&endpoint.interface) {
+                Some(_) => Haste::Waited,
+                None => Haste::None,
+            };
+            let outcome = self.kernel.attach(*ifindex, interface, haste);
             self.operations.note(ATTACH, &outcome);
             match outcome {
                 Ok(()) => {

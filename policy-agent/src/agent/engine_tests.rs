@@ -75,13 +75,19 @@ impl Kernel for Fake {
         self.try_to(text)
             .map_err(|_| ApplyError::Full { table: "peers" })
     }
-    fn attach(&mut self, ifindex: u32, _: &str) -> Result<(), AttachError> {
+    fn attach(&mut self, ifindex: u32, _: &str, _: Haste) -> Result<(), AttachError> {
         self.attachment("attach", ifindex)
     }
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachment("detach", ifindex)
     }
-    fn attach_exit(&mut self, ifindex: u32, _: &str, layer: LinkLayer) -> Result<(), AttachError> {
+    fn attach_exit(
+        &mut self,
+        ifindex: u32,
+        _: &str,
+        layer: LinkLayer,
+        _: Haste,
+    ) -> Result<(), AttachError> {
         let word = match layer {
             LinkLayer::Ethernet => "exit to",
             LinkLayer::Network => "exit_l3 to",
@@ -260,6 +266,7 @@ fn with_links(mut scan: Scan, links: &[u32], l3: &[u32]) -> Scan {
                 name: format!("link{ifindex}"),
                 layer,
                 hardware_address: Vec::new(),
+                is_veth: false,
             };
             (*ifindex, link)
         }));

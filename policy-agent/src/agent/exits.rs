@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::failure::Failure;
 use super::kernel::Kernel;
 use super::operations::{ATTACH_EXIT, DETACH_EXIT, Operations};
-use crate::dataplane::AttachError;
+use crate::dataplane::{AttachError, Haste};
 use crate::endpoint::Link;
 
 /// How many are attached or detached at a time.
@@ -173,11 +173,18 @@ impl Exits {
         let Some(exit) = self.exits.get_mut(&ifindex) else {
             return;
         };
-        let Link { name, layer, .. } = &exit.link;
+        let Link {
+            name,
+            layer,
+            is_veth,
+            ..
+        } = &exit.link;
+        // Veths come and go with pods, which would wait for it.
+        let haste = if *is_veth { Haste::Waited } else { Haste::None };
         let failed = match &mut exit.state {
             State::Attached => return,
             State::Attaching(failure) => {
-                let outcome = kernel.attach_exit(ifindex, name, *layer);
+                let outcome = kernel.attach_exit(ifindex, name, *layer, haste);
                 operations.note(ATTACH_EXIT, &outcome);
                 match outcome {
                     Ok(()) => {

@@ -2,14 +2,14 @@
 
 use policy_core::op::Op;
 
-use crate::dataplane::{ApplyError, AttachError, Dataplane, LinkLayer};
+use crate::dataplane::{ApplyError, AttachError, Dataplane, Haste, LinkLayer};
 
 /// Executes what the engine decides.
 pub trait Kernel {
     /// See [`Dataplane::apply`].
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError>;
     /// See [`Dataplane::attach`].
-    fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError>;
+    fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError>;
     /// See [`Dataplane::detach`].
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
     /// See [`Dataplane::attach_exit`].
@@ -18,6 +18,7 @@ pub trait Kernel {
         ifindex: u32,
         interface: &str,
         layer: LinkLayer,
+        haste: Haste,
     ) -> Result<(), AttachError>;
     /// See [`Dataplane::detach_exit`].
     fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError>;
@@ -29,8 +30,8 @@ impl Kernel for Dataplane {
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         self.apply(op)
     }
-    fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
-        self.attach(ifindex, interface)
+    fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError> {
+        self.attach(ifindex, interface, haste)
     }
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.detach(ifindex)
@@ -40,8 +41,9 @@ impl Kernel for Dataplane {
         ifindex: u32,
         interface: &str,
         layer: LinkLayer,
+        haste: Haste,
     ) -> Result<(), AttachError> {
-        self.attach_exit(ifindex, interface, layer)
+        self.attach_exit(ifindex, interface, layer, haste)
     }
     fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.detach_exit(ifindex)

@@ -11,6 +11,7 @@ mod failure;
 mod kernel;
 pub mod lock;
 mod operations;
+mod pod_starts;
 mod query;
 mod readiness;
 mod routing_rules;
@@ -50,6 +51,7 @@ use crate::http;
 use crate::memory;
 use crate::metrics::{Latency, Scraper};
 use attachments::Attachments;
+use pod_starts::PodStarts;
 use query::Sync;
 
 /// Drop events that may wait to be logged.
@@ -146,6 +148,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let sizes = limits(&config.table_sizes, config.mark);
     let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
     let attachments = Attachments::open(&config.run_dir)?;
+    let pod_starts = PodStarts::start(&config)?;
     let mut agent = Agent {
         engine,
         config,
@@ -161,6 +164,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         latency: Latency::default(),
         losses: Losses::default(),
         attachments,
+        pod_starts,
     };
     agent.adopt_attachments()?;
     agent.run(events, stop).await?;
@@ -242,6 +246,7 @@ struct Agent {
     latency: Latency,
     losses: Losses,
     attachments: Attachments,
+    pod_starts: PodStarts,
 }
 
 /// Drop events that were not logged, as last told.
@@ -314,7 +319,10 @@ impl Agent {
                     grace = None;
                     self.engine.grace_passed();
                 }
-                _ = beat.tick() => self.report_losses(),
+                _ = beat.tick() => {
+                    self.report_losses();
+                    self.move_overtaken();
+                }
                 () = retry => {}
             }
         }
@@ -355,6 +363,22 @@ impl Agent {
                     tracing::error!(error, "cannot look for pod interfaces");
                 }
                 self.scan_error = Some(error);
+            }
+        }
+    }
+
+    fn move_overtaken(&mut self) {
+        for (interface, outcome) in self.engine.kernel.move_overtaken() {
+            match outcome {
+                Ok(()) => tracing::warn!(
+                    interface,
+                    "another program is attached by TCX, which could let packets pass before ours saw them: ours moved \
+                     in front of it"
+                ),
+                Err(error) => tracing::error!(
+                    interface, %error,
+                    "another program is attached by TCX, before ours, and ours cannot be moved; trying again"
+                ),
             }
         }
     }

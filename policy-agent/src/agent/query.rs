@@ -169,6 +169,7 @@ impl Agent {
             revision: self.engine.revision(),
             enforced_revision: self.engine.enforced_revision(),
             pending_operations: self.engine.pending_operations(),
+            pod_starts: self.pod_starts.status(),
             programs: views::programs(dataplane),
             exits: views::exits(&self.engine),
             tables: views::tables(&tables),
@@ -201,6 +202,7 @@ impl Agent {
             drops_logged: self.drops_logged,
             latency: self.latency.clone(),
             datastore: self.datastore.report.borrow().clone(),
+            pod_starts: self.pod_starts.status(),
             conditions: self.conditions(),
         })
     }

@@ -19,13 +19,17 @@ const EXITS_ATTACHED: &str = "ExitsAttached";
 /// All that is known is in the tables, and all endpoints have their programs.
 pub(super) const ENDPOINTS_ENFORCED: &str = "EndpointsEnforced";
 
+/// The CNI plugin is installed, where this agent is to keep it so; how pods' starts are covered.
+pub(super) const POD_STARTS_COVERED: &str = "PodStartsCovered";
+
 /// The conditions that there are with every datastore.
-const CONDITIONS: [&str; 5] = [
+const CONDITIONS: [&str; 6] = [
     DATASTORE_LOADED,
     INTERFACES_FOUND,
     TABLES_WRITTEN,
     EXITS_ATTACHED,
     ENDPOINTS_ENFORCED,
+    POD_STARTS_COVERED,
 ];
 
 /// What the health server knows.
@@ -161,6 +165,7 @@ impl Agent {
                 unready.join(", ")
             ),
         };
+        let pod_starts = self.pod_starts.status();
         let mut conditions = vec![condition(
             DATASTORE_LOADED,
             loaded,
@@ -185,6 +190,11 @@ impl Agent {
             ),
             self.exits_attached(),
             condition(ENDPOINTS_ENFORCED, self.engine.is_settled(), enforced),
+            condition(
+                POD_STARTS_COVERED,
+                pod_starts.error.is_none(),
+                pod_starts.words(),
+            ),
         ]);
         conditions
     }

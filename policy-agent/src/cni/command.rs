@@ -1,78 +1,54 @@
 //! `policy-agent install-cni`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{Installation, MainPlugin, Outcome, Plugin};
-use crate::config::RUN_DIR;
+use super::{CniSettings, InstallError, Outcome};
+use crate::config::{ApiSettings, RUN_DIR, boolean, node_name};
+use crate::datastore::kubernetes::pod_cidrs;
 
 /// Options of `install-cni`.
 #[derive(Args, Clone, Debug)]
 pub struct InstallCni {
-    /// Directory of the runtime's CNI plugins
-    #[arg(
-        long,
-        env = "CNI_BIN_DIR",
-        default_value = "/opt/cni/bin",
-        value_name = "DIR"
-    )]
-    bin_dir: PathBuf,
-
-    /// Directory of the runtime's CNI configuration
-    #[arg(
-        long,
-        env = "CNI_CONF_DIR",
-        default_value = "/etc/cni/net.d",
-        value_name = "DIR"
-    )]
-    conf_dir: PathBuf,
-
-    /// The program to install [default: policy-cni beside this program]
-    #[arg(long, env = "PORTCULLIS_CNI_PROGRAM", value_name = "FILE")]
-    program: Option<PathBuf>,
+    /// What to install, and where
+    #[command(flatten)]
+    settings: CniSettings,
 
     /// The agent's run directory, as the host sees it
     #[arg(long, env = "PORTCULLIS_RUN_DIR", default_value = RUN_DIR, value_name = "DIR")]
     run_dir: PathBuf,
 
-    /// How long the start of a pod may wait for the agent, in seconds; then it is tried again
-    #[arg(long, env = "PORTCULLIS_CNI_TIMEOUT", default_value = "10", value_name = "SECONDS",
-          value_parser = clap::value_parser!(u64).range(1..=120))]
-    timeout: u64,
-
-    /// Let pods start UNPROTECTED where the agent is away; each is logged
-    #[arg(long, env = "PORTCULLIS_CNI_FAIL_OPEN")]
-    fail_open: bool,
-
-    /// Where there is no configuration, make one with this reference plugin, host-local and portmap
-    #[arg(
-        long,
-        env = "PORTCULLIS_CNI_CREATE",
-        value_name = "PLUGIN",
-        requires = "pod_cidrs"
-    )]
-    create: Option<MainPlugin>,
-
-    /// This node's pod CIDR, for --create; once for each address family
-    #[arg(
-        long = "pod-cidr",
-        env = "PORTCULLIS_POD_CIDR",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pod_cidrs: Vec<IpNet>,
-
     /// Stay, and install again whenever another component rewrites the configuration
     #[arg(long, env = "PORTCULLIS_CNI_WATCH", conflicts_with = "uninstall")]
     watch: bool,
 
+    /// Whether to install at all, for who shares the agent's settings: true or false
+    #[arg(
+        long,
+        env = "PORTCULLIS_INSTALL_CNI",
+        default_value = "true",
+        value_name = "BOOL"
+    )]
+    install_cni: String,
+
+    /// Where there is no CNI configuration to add to yet, say so and succeed: the agent installs later
+    #[arg(long, env = "PORTCULLIS_CNI_LATER", conflicts_with_all = ["uninstall", "watch"])]
+    or_later: bool,
+
     /// Take the plugin out again, and restore the configuration
     #[arg(long, env = "PORTCULLIS_CNI_UNINSTALL")]
     uninstall: bool,
+
+    /// This node's name in the API, for its pod CIDR [default: the host's name]
+    #[arg(long, env = "NODENAME", value_name = "NAME")]
+    nodename: Option<String>,
+
+    /// How to reach the Kubernetes API, for this node's pod CIDR
+    #[command(flatten)]
+    api: ApiSettings,
 }
 
 impl InstallCni {
@@ -82,55 +58,72 @@ impl InstallCni {
     ///
     /// When it cannot be done; nothing is half-written then.
     pub fn run(self) -> anyhow::Result<()> {
-        let (watch, uninstall) = (self.watch, self.uninstall);
-        let installation = self.installation()?;
-        if uninstall {
-            let changed = installation.uninstall()?;
-            tracing::info!(configurations = ?changed, "policy-cni is not installed any more");
+        if self.uninstall {
+            let removed = self.settings.directories.uninstall()?;
+            tracing::info!(files = ?removed, "policy-cni is not installed any more");
             return Ok(());
         }
-        if watch {
+        if !boolean("PORTCULLIS_INSTALL_CNI", &self.install_cni)? {
+            tracing::info!("PORTCULLIS_INSTALL_CNI=false: nothing to do");
+            return Ok(());
+        }
+        let (api, nodename) = (self.api, self.nodename);
+        let ask = move || ask_api(&api, nodename.as_deref()).map_err(|error| format!("{error:#}"));
+        let installation = self.settings.installation(self.run_dir, ask)?;
+        if self.watch {
             return Ok(installation.keep(|outcome| match outcome {
-                Ok(outcome) => report(&outcome),
+                Ok(outcome) => outcome.log(),
                 Err(error) => tracing::error!("policy-cni is not installed: {error}"),
             })?);
         }
-        let outcome = installation.install()?;
-        report(&outcome);
-        Ok(())
-    }
-
-    fn installation(self) -> anyhow::Result<Installation> {
-        let program = match self.program {
-            Some(program) => program,
-            None => std::env::current_exe()
-                .context("where this program is; say where policy-cni is with --program")?
-                .with_file_name("policy-cni"),
-        };
-        Ok(Installation {
-            program,
-            bin_dir: self.bin_dir,
-            conf_dir: self.conf_dir,
-            plugin: Plugin {
-                run_dir: self.run_dir,
-                timeout: Duration::from_secs(self.timeout),
-                fail_open: self.fail_open,
-            },
-            create: self.create,
-            pod_cidrs: self.pod_cidrs,
-        })
+        match installation.install() {
+            Err(error) if self.or_later && error.may_pass() => {
+                tracing::warn!("policy-cni is not installed yet: {error}");
+                Ok(())
+            }
+            other => {
+                other?.log();
+                Ok(())
+            }
+        }
     }
 }
 
-fn report(outcome: &Outcome) {
-    if outcome.program_changed || outcome.configuration_changed {
-        let configuration = outcome.configuration.display();
-        tracing::info!(%configuration, "policy-cni is installed");
-        if !outcome.ignored.is_empty() {
-            tracing::info!(
-                active = %configuration, ignored = ?outcome.ignored,
-                "there is more than one CNI configuration: runtimes use the first in lexical order"
-            );
+/// This node's pod CIDRs, from the API.
+fn ask_api(api: &ApiSettings, nodename: Option<&str>) -> anyhow::Result<Vec<IpNet>> {
+    let config = api.validate()?;
+    let node = node_name(nodename)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("a runtime")?;
+    runtime
+        .block_on(pod_cidrs(&config, &node))
+        .map_err(anyhow::Error::msg)
+}
+
+impl InstallError {
+    /// Whether it is for others on this node or in the cluster to change that, and they may do so yet.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::NoConfiguration(_) | Self::NoPlugins { .. } | Self::NoPodCidr(_)
+        )
+    }
+}
+
+impl Outcome {
+    /// Says what was done, if anything.
+    pub fn log(&self) {
+        if self.program_changed || self.configuration_changed {
+            let configuration = self.configuration.display();
+            tracing::info!(%configuration, "policy-cni is installed");
+            if !self.ignored.is_empty() {
+                tracing::info!(
+                    active = %configuration, ignored = ?self.ignored,
+                    "there is more than one CNI configuration: runtimes use the first in lexical order"
+                );
+            }
         }
     }
 }

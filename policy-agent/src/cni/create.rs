@@ -33,7 +33,7 @@ pub(super) const FILE: &str = "10-portcullis.conflist";
 /// The configuration, without our plugin.
 pub(super) fn conflist(main: MainPlugin, pod_cidrs: &[IpNet]) -> Result<Value, InstallError> {
     if pod_cidrs.is_empty() {
-        return Err(InstallError::NoPodCidr);
+        return Err(InstallError::NoPodCidr("none is given".to_owned()));
     }
     let ranges: Vec<_> = pod_cidrs
         .iter()

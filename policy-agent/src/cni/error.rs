@@ -36,7 +36,7 @@ pub enum InstallError {
     /// There is no configuration, and none was asked for.
     #[error(
         "{} has no CNI configuration (*.conf, *.conflist, *.json): install a network plugin first, or have one \
-         of the reference plugins configured with --create ptp --pod-cidr CIDR", .0.display()
+         of the reference plugins configured with --cni-create ptp", .0.display()
     )]
     NoConfiguration(PathBuf),
     /// A configuration was asked for whose plugins are not there.
@@ -49,8 +49,15 @@ pub enum InstallError {
         missing: Vec<String>,
     },
     /// A configuration was asked for without addresses for pods.
-    #[error("--create needs this node's pod CIDR: --pod-cidr CIDR, once for each address family")]
-    NoPodCidr,
+    #[error(
+        "a CNI configuration needs this node's pod CIDR: {0}; or --pod-cidr CIDR, once for each address family"
+    )]
+    NoPodCidr(String),
+    /// Nobody knows where the plugin's program is.
+    #[error(
+        "this program does not know where it is itself: {0}; say where policy-cni is with --cni-program"
+    )]
+    WhichProgram(io::Error),
 }
 
 fn hint(source: &io::Error) -> &'static str {

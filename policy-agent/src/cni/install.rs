@@ -5,17 +5,19 @@
 //! [`BACKUP`] appended.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::InstallError;
 use super::conflist::{Conflist, Mistake, TYPE};
 use super::create::{self, MainPlugin};
 use super::files::{beside, failed, mode, read, remove, replace};
+use super::{Directories, InstallError};
 
 /// Ends the name of a configuration that was there before ours.
 pub(super) const BACKUP: &str = ".portcullis-backup";
@@ -51,16 +53,42 @@ impl Plugin {
 pub struct Installation {
     /// The program to install.
     pub program: PathBuf,
-    /// Where the runtime looks for plugins.
-    pub bin_dir: PathBuf,
-    /// Where the runtime looks for configurations.
-    pub conf_dir: PathBuf,
+    /// Where the runtime looks for plugins and configurations.
+    pub directories: Directories,
     /// Our entry.
     pub plugin: Plugin,
     /// What to configure where there is no configuration.
     pub create: Option<MainPlugin>,
     /// This node's pod CIDRs, for that.
-    pub pod_cidrs: Vec<IpNet>,
+    pub pod_cidrs: PodCidrs,
+}
+
+/// This node's pod CIDRs, which only a configuration to be made needs.
+#[derive(Clone)]
+pub enum PodCidrs {
+    /// As the operator says.
+    Given(Vec<IpNet>),
+    /// To be asked for.
+    Asked(Arc<dyn Fn() -> Result<Vec<IpNet>, String> + Send + Sync>),
+}
+
+impl PodCidrs {
+    fn get(&self) -> Result<Vec<IpNet>, InstallError> {
+        let cidrs = match self {
+            Self::Given(cidrs) => Ok(cidrs.clone()),
+            Self::Asked(ask) => ask(),
+        };
+        cidrs.map_err(InstallError::NoPodCidr)
+    }
+}
+
+impl fmt::Debug for PodCidrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(cidrs) => f.debug_list().entries(cidrs).finish(),
+            Self::Asked(_) => f.write_str("to be asked for"),
+        }
+    }
 }
 
 /// What was done.
@@ -83,7 +111,7 @@ impl Installation {
     ///
     /// What keeps it from being so; nothing is half-written then.
     pub fn install(&self) -> Result<Outcome, InstallError> {
-        let mut found = configurations(&self.conf_dir)?.into_iter();
+        let mut found = configurations(&self.directories.conf_dir)?.into_iter();
         match (found.next(), self.create) {
             (Some(active), _) => {
                 let edit = Edit::of(&active, &self.plugin.entry())?;
@@ -96,35 +124,34 @@ impl Installation {
                 })
             }
             (None, Some(main)) => self.create(main),
-            (None, None) => Err(InstallError::NoConfiguration(self.conf_dir.clone())),
+            (None, None) => Err(InstallError::NoConfiguration(
+                self.directories.conf_dir.clone(),
+            )),
         }
-    }
-
-    /// The program's place.
-    pub(super) fn installed_program(&self) -> PathBuf {
-        self.bin_dir.join(TYPE)
     }
 
     fn install_program(&self) -> Result<bool, InstallError> {
         let program = fs::read(&self.program).map_err(failed(&self.program))?;
-        let place = self.installed_program();
+        let Directories { bin_dir, .. } = &self.directories;
+        let place = self.directories.installed_program();
         const EXECUTABLE: u32 = 0o755;
         if read(&place)?.as_ref() == Some(&program) && mode(&place) == EXECUTABLE {
             return Ok(false);
         }
-        fs::create_dir_all(&self.bin_dir).map_err(failed(&self.bin_dir))?;
+        fs::create_dir_all(bin_dir).map_err(failed(bin_dir))?;
         replace(&place, &program, EXECUTABLE)?;
         Ok(true)
     }
 
     fn create(&self, main: MainPlugin) -> Result<Outcome, InstallError> {
-        let before = create::conflist(main, &self.pod_cidrs)?;
-        create::check_plugins(main, &self.bin_dir)?;
-        let path = self.conf_dir.join(create::FILE);
+        let Directories { bin_dir, conf_dir } = &self.directories;
+        let before = create::conflist(main, &self.pod_cidrs.get()?)?;
+        create::check_plugins(main, bin_dir)?;
+        let path = conf_dir.join(create::FILE);
         let text = before.to_string();
         let list = Conflist::parse(text.as_bytes()).map_err(|mistake| explain(&path, mistake))?;
         let program_changed = self.install_program()?;
-        fs::create_dir_all(&self.conf_dir).map_err(failed(&self.conf_dir))?;
+        fs::create_dir_all(conf_dir).map_err(failed(conf_dir))?;
         let record = beside(&path, CREATED);
         replace(&record, text.as_bytes(), mode(&record))?;
         let list = list.with_ours(&self.plugin.entry());

@@ -19,15 +19,17 @@ impl Node {
         }
         let installation = Installation {
             program: place("policy-cni"),
-            bin_dir: place("bin"),
-            conf_dir: place("net.d"),
+            directories: Directories {
+                bin_dir: place("bin"),
+                conf_dir: place("net.d"),
+            },
             plugin: Plugin {
                 run_dir: "/run/portcullis".into(),
                 timeout: Duration::from_secs(10),
                 fail_open: false,
             },
             create: None,
-            pod_cidrs: Vec::new(),
+            pod_cidrs: PodCidrs::Given(Vec::new()),
         };
         Self {
             directory,
@@ -36,7 +38,7 @@ impl Node {
     }
 
     fn conf(&self, name: &str) -> PathBuf {
-        self.installation.conf_dir.join(name)
+        self.installation.directories.conf_dir.join(name)
     }
 
     fn plugins(&self, name: &str) -> Vec<String> {
@@ -51,7 +53,10 @@ impl Node {
     /// Every file below the directory, with its content and permissions.
     fn everything(&self) -> Vec<(PathBuf, Vec<u8>, u32)> {
         let mut files = Vec::new();
-        for directory in [&self.installation.conf_dir, &self.installation.bin_dir] {
+        for directory in [
+            &self.installation.directories.conf_dir,
+            &self.installation.directories.bin_dir,
+        ] {
             for entry in fs::read_dir(directory).into_iter().flatten() {
                 let path = entry.expect("an entry").path();
                 files.push((path.clone(), fs::read(&path).expect("a file"), mode(&path)));
@@ -90,10 +95,10 @@ fn install_is_idempotent_and_uninstall_restores_every_byte() {
         );
         assert_eq!(mode(&node.conf(list)), 0o600);
         assert_eq!(
-            configurations(&node.installation.conf_dir).expect("there"),
+            configurations(&node.installation.directories.conf_dir).expect("there"),
             [node.conf(list)]
         );
-        let program = node.installation.installed_program();
+        let program = node.installation.directories.installed_program();
         assert_eq!(
             (
                 fs::read(&program).expect("there").as_slice(),
@@ -107,9 +112,16 @@ fn install_is_idempotent_and_uninstall_restores_every_byte() {
         assert!(!outcome.program_changed && !outcome.configuration_changed);
         assert_eq!(node.everything(), after);
 
-        node.installation.uninstall().expect("uninstalled");
+        node.installation
+            .directories
+            .uninstall()
+            .expect("uninstalled");
         assert_eq!(node.everything(), before, "{name}");
-        let again = node.installation.uninstall().expect("nothing to do");
+        let again = node
+            .installation
+            .directories
+            .uninstall()
+            .expect("nothing to do");
         assert!(again.is_empty(), "{again:?}");
     }
 }
@@ -132,7 +144,10 @@ fn other_settings_replace_our_entry_and_keep_the_backup() {
     );
     let text = fs::read_to_string(node.conf("10-net.conflist")).expect("there");
     assert!(text.contains(r#""failOpen":true"#), "{text}");
-    node.installation.uninstall().expect("uninstalled");
+    node.installation
+        .directories
+        .uninstall()
+        .expect("uninstalled");
     assert_eq!(node.everything(), before);
 }
 
@@ -152,7 +167,10 @@ fn a_configuration_that_is_rewritten_gets_it_again() {
         node.plugins("10-net.conflist"),
         ["flannel", "bandwidth", "policy-cni"]
     );
-    node.installation.uninstall().expect("uninstalled");
+    node.installation
+        .directories
+        .uninstall()
+        .expect("uninstalled");
     assert_eq!(
         fs::read_to_string(node.conf("10-net.conflist")).expect("there"),
         upgraded
@@ -169,7 +187,10 @@ fn what_was_changed_since_stays_changed() {
         text.replace("portmap", "bandwidth"),
     )
     .expect("write");
-    node.installation.uninstall().expect("uninstalled");
+    node.installation
+        .directories
+        .uninstall()
+        .expect("uninstalled");
     assert_eq!(node.plugins("10-net.conflist"), ["flannel", "bandwidth"]);
     assert_eq!(node.everything().len(), 1, "no backup, no program");
 }
@@ -196,12 +217,12 @@ fn without_a_configuration_one_is_made_where_that_is_asked_for() {
     assert!(matches!(error, InstallError::NoConfiguration(_)), "{error}");
     for (main, name) in [(MainPlugin::Ptp, "ptp"), (MainPlugin::Bridge, "bridge")] {
         node.installation.create = Some(main);
-        node.installation.pod_cidrs = Vec::new();
+        node.installation.pod_cidrs = PodCidrs::Given(Vec::new());
         let error = node.installation.install().expect_err("no addresses");
-        assert!(matches!(error, InstallError::NoPodCidr), "{error}");
+        assert!(matches!(error, InstallError::NoPodCidr(_)), "{error}");
         let cidrs =
             ["10.244.3.0/24", "fd00:10:244:3::/64"].map(|cidr| cidr.parse().expect("a CIDR"));
-        node.installation.pod_cidrs = cidrs.to_vec();
+        node.installation.pod_cidrs = PodCidrs::Given(cidrs.to_vec());
         let error = node.installation.install().expect_err("no plugins");
         assert!(
             error
@@ -211,9 +232,9 @@ fn without_a_configuration_one_is_made_where_that_is_asked_for() {
         );
         assert_eq!(node.everything(), before, "nothing is half-written");
 
-        fs::create_dir_all(&node.installation.bin_dir).expect("make");
+        fs::create_dir_all(&node.installation.directories.bin_dir).expect("make");
         for plugin in [name, "host-local", "portmap"] {
-            fs::write(node.installation.bin_dir.join(plugin), "").expect("write");
+            fs::write(node.installation.directories.bin_dir.join(plugin), "").expect("write");
         }
         let with_plugins = node.everything();
         let outcome = node.installation.install().expect("installed");
@@ -235,9 +256,12 @@ fn without_a_configuration_one_is_made_where_that_is_asked_for() {
                 .expect("installed")
                 .configuration_changed
         );
-        node.installation.uninstall().expect("uninstalled");
+        node.installation
+            .directories
+            .uninstall()
+            .expect("uninstalled");
         assert_eq!(node.everything(), with_plugins);
-        fs::remove_dir_all(&node.installation.bin_dir).expect("remove");
+        fs::remove_dir_all(&node.installation.directories.bin_dir).expect("remove");
     }
 }
 
@@ -273,12 +297,12 @@ fn a_directory_that_cannot_be_written_is_named() {
     // Root may write everywhere that is not mounted read-only; /proc lets nobody make files.
     let mut node = Node::new(&[("10-net.conflist", LIST)]);
     let files = |node: &Node| {
-        fs::read_dir(&node.installation.conf_dir)
+        fs::read_dir(&node.installation.directories.conf_dir)
             .expect("there")
             .count()
     };
     let before = files(&node);
-    node.installation.bin_dir = "/proc/sys".into();
+    node.installation.directories.bin_dir = "/proc/sys".into();
     let error = node
         .installation
         .install()

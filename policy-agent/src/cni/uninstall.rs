@@ -5,13 +5,20 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::Directories;
 use super::InstallError;
+use super::conflist::TYPE;
 use super::files::{beside, failed, mode, read, remove, replace};
-use super::install::{BACKUP, CREATED, Installation, configurations, parse};
+use super::install::{BACKUP, CREATED, configurations, parse};
 
-impl Installation {
-    /// Takes the plugin out of every configuration, then removes its program. Returns the
-    /// configurations that changed.
+impl Directories {
+    /// The plugin's place.
+    pub(super) fn installed_program(&self) -> PathBuf {
+        self.bin_dir.join(TYPE)
+    }
+
+    /// Takes the plugin out of every configuration, then removes its program. Returns the files that
+    /// were changed or removed.
     ///
     /// # Errors
     ///
@@ -33,9 +40,14 @@ impl Installation {
         for suffix in [BACKUP, CREATED] {
             for path in ending_with(&self.conf_dir, suffix)? {
                 remove(&path)?;
+                changed.push(path);
             }
         }
-        remove(&self.installed_program())?;
+        let program = self.installed_program();
+        if program.exists() {
+            remove(&program)?;
+            changed.push(program);
+        }
         Ok(changed)
     }
 }

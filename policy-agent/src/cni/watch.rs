@@ -8,7 +8,7 @@ use std::time::Duration;
 use inotify::{Inotify, WatchMask};
 
 use super::files::failed;
-use super::{InstallError, Installation};
+use super::{Directories, InstallError, Installation};
 
 /// How long nothing has to happen before we look: files are written in several steps.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -27,11 +27,12 @@ impl Installation {
         &self,
         mut done: impl FnMut(Result<super::Outcome, InstallError>),
     ) -> Result<(), InstallError> {
-        for directory in [&self.conf_dir, &self.bin_dir] {
+        let Directories { bin_dir, conf_dir } = &self.directories;
+        for directory in [conf_dir, bin_dir] {
             fs::create_dir_all(directory).map_err(failed(directory))?;
         }
-        let mut inotify = Inotify::init().map_err(failed(&self.conf_dir))?;
-        for directory in [&self.conf_dir, &self.bin_dir] {
+        let mut inotify = Inotify::init().map_err(failed(conf_dir))?;
+        for directory in [conf_dir, bin_dir] {
             let what = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
             inotify
                 .watches()
@@ -50,7 +51,7 @@ impl Installation {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     let ended = std::io::Error::other("inotify ended");
-                    return Err(failed(&self.conf_dir)(ended));
+                    return Err(failed(conf_dir)(ended));
                 }
             }
         }

@@ -19,6 +19,8 @@ use clap::Args;
 use policy_common::service::MarkBits;
 use tracing::Level;
 
+use crate::cni::CniSettings;
+
 /// Settings as given: each flag is also an environment variable, and the flag wins.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -110,6 +112,18 @@ pub struct Settings {
         value_name = "MASK"
     )]
     pub mark_mask: String,
+    /// Whether this agent keeps policy-cni in the node's CNI configuration: true or false
+    #[arg(
+        long,
+        env = "PORTCULLIS_INSTALL_CNI",
+        default_value = "false",
+        value_name = "BOOL"
+    )]
+    pub install_cni: String,
+
+    /// What to install, and where
+    #[command(flatten)]
+    pub cni: CniSettings,
 }
 
 /// Default of PORTCULLIS_RUN_DIR, which `policyctl` needs too.
@@ -142,6 +156,8 @@ pub struct Config {
     pub table_sizes: BTreeMap<String, u32>,
     /// Where in a packet's mark its endpoint is named.
     pub mark: MarkBits,
+    /// What of the CNI plugin is to be kept installed, if it is.
+    pub cni: Option<CniSettings>,
 }
 
 /// Where objects come from.
@@ -295,7 +311,7 @@ impl Settings {
     pub fn validate(&self) -> Result<Config, ConfigError> {
         Ok(Config {
             datastore: self.datastore()?,
-            node: self.node()?,
+            node: node_name(self.nodename.as_deref())?,
             run_dir: self.run_dir.clone(),
             bpffs: self.bpffs.clone(),
             health: self
@@ -310,6 +326,7 @@ impl Settings {
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
             mark: mark::mark_bits(&self.mark_mask)?,
+            cni: boolean("PORTCULLIS_INSTALL_CNI", &self.install_cni)?.then(|| self.cni.clone()),
         })
     }
 
@@ -339,24 +356,34 @@ impl Settings {
         fs::read_dir(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
         Ok(DatastoreConfig::Files(path))
     }
+}
 
-    fn node(&self) -> Result<Arc<str>, ConfigError> {
-        match &self.nodename {
-            Some(name) if !name.is_empty() => Ok(name.as_str().into()),
-            // Kubernetes' node names are lower case, as kubelet makes them from the host's name.
-            _ => match gethostname::gethostname().to_str() {
-                Some(name) if !name.is_empty() => Ok(name.to_lowercase().into()),
-                _ => Err(ConfigError::Malformed {
-                    variable: "NODENAME",
-                    value: String::new(),
-                    why: "not set, and the host has no usable name".to_owned(),
-                }),
-            },
-        }
+/// This node's name: the one given, or the host's.
+///
+/// # Errors
+///
+/// When there is neither.
+pub fn node_name(given: Option<&str>) -> Result<Arc<str>, ConfigError> {
+    match given {
+        Some(name) if !name.is_empty() => Ok(name.into()),
+        // Kubernetes' node names are lower case, as kubelet makes them from the host's name.
+        _ => match gethostname::gethostname().to_str() {
+            Some(name) if !name.is_empty() => Ok(name.to_lowercase().into()),
+            _ => Err(ConfigError::Malformed {
+                variable: "NODENAME",
+                value: String::new(),
+                why: "not set, and the host has no usable name".to_owned(),
+            }),
+        },
     }
 }
 
-fn boolean(variable: &'static str, value: &str) -> Result<bool, ConfigError> {
+/// A setting that is true or false.
+///
+/// # Errors
+///
+/// When it is neither.
+pub fn boolean(variable: &'static str, value: &str) -> Result<bool, ConfigError> {
     match value {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -412,6 +439,8 @@ mod tests {
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
             mark_mask: "0xffff0000".to_owned(),
+            install_cni: "false".to_owned(),
+            cni: CniSettings::default(),
         }
     }
 

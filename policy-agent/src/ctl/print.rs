@@ -171,6 +171,10 @@ pub(super) fn status(status: &Status, wide: bool) -> String {
             datastore.source, datastore.objects
         ),
     );
+    line(
+        &mut text,
+        &format!("pod starts: {}", status.pod_starts.words()),
+    );
     section(&mut text, "CONDITIONS");
     let rows = status.conditions.iter().map(|condition| {
         let ok = if condition.ok { "yes" } else { "no" };

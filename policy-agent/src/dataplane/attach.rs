@@ -2,7 +2,13 @@
 //!
 //! From 6.6 on a program is attached by a TCX link, below by a filter of the clsact qdisc. Both stay
 //! when this process ends: a TCX link by its pin `links/IFINDEX-PROGRAM`; a clsact filter by itself,
-//! with the program pinned under the same name as a mark of what is ours.
+//! with the program pinned as `links/IFINDEX-PROGRAM-clsact`, a mark of what is ours.
+//!
+//! A TCX link costs the kernel a grace period under its global network lock, a filter does not. So pods
+//! that wait for their start are attached by clsact everywhere ([`Haste::Waited`]), and stay so, also
+//! under later agents: while a packet met both, it would be judged, counted and translated twice. TCX
+//! programs run before filters, though, and may end the walk. So only where there are none of others; where
+//! one comes later, the endpoint moves to TCX at once (see `overtaken`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,12 +67,23 @@ impl Mode {
         }
     }
 
+    const ALL: [Self; 2] = [Self::Tcx, Self::Clsact];
+
     pub(super) fn of_this_kernel() -> Self {
         match KernelVersion::current() {
             Ok(version) if version < KernelVersion::new(6, 6, 0) => Self::Clsact,
             _ => Self::Tcx,
         }
     }
+}
+
+/// Whether somebody waits for an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Nobody does; the place in front of all other programs matters more.
+    None,
+    /// The pod's start waits.
+    Waited,
 }
 
 /// An interface that the programs are attached to.
@@ -94,6 +111,10 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
     pub(super) fn describe(&self, ebpf: &Ebpf) -> Attached {
         let id = |name| {
             ebpf.program(name)
@@ -116,16 +137,17 @@ pub(super) fn attach(
     bpffs: &Path,
     ifindex: u32,
     interface: &str,
+    haste: Haste,
 ) -> Result<Attachment, AttachError> {
     let interface = current_name(ifindex, interface)?;
-    let mode = Mode::of_this_kernel();
+    let mode = choose(bpffs, ifindex, &interface, haste, &[FROM_POD, TO_POD]);
     let mut links = Vec::new();
     for (name, attach_type) in PROGRAMS {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
             .ok_or(AttachError::NotLoaded(name))?;
-        let pin = pin_path(bpffs, ifindex, name);
+        let pin = pin_path(bpffs, ifindex, name, mode);
         let attached = match mode {
             Mode::Tcx => attach_tcx(program, &interface, attach_type, &pin).map(|link| {
                 links.push(link);
@@ -134,6 +156,7 @@ pub(super) fn attach(
                 .map_err(|error| Failure::from(ProgramError::from(error)))
                 .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin)),
         };
+        let attached = attached.and_then(|()| clear_other(bpffs, ifindex, &interface, name, mode));
         if let Err(error) = attached {
             let error = explain(error, name, ifindex, &interface, &pin);
             // Half attached is not attached: nobody would detach the other half.
@@ -166,6 +189,63 @@ pub(super) fn attach(
         mode,
         _links: links,
     })
+}
+
+/// The mode in which an interface is attached already, or is best attached now.
+pub(super) fn choose(
+    bpffs: &Path,
+    ifindex: u32,
+    interface: &str,
+    haste: Haste,
+    programs: &[&str],
+) -> Mode {
+    let is_pinned = |mode| {
+        let mut pins = programs
+            .iter()
+            .map(|name| pin_path(bpffs, ifindex, name, mode));
+        pins.any(|pin| pin.exists())
+    };
+    if Mode::of_this_kernel() == Mode::Clsact {
+        return Mode::Clsact;
+    }
+    let fast = is_pinned(Mode::Clsact) || haste == Haste::Waited;
+    if fast && !is_pinned(Mode::Tcx) && !has_tcx_programs(interface) {
+        Mode::Clsact
+    } else {
+        Mode::Tcx
+    }
+}
+
+/// Whether any TCX program is at an interface, and so before every filter of clsact.
+pub(super) fn has_tcx_programs(interface: &str) -> bool {
+    PROGRAMS.into_iter().any(|(_, attach_type)| {
+        // Where the kernel does not say, TCX is the safe side.
+        SchedClassifier::query_tcx(interface, attach_type)
+            .map_or(true, |(_, programs)| !programs.is_empty())
+    })
+}
+
+/// Takes away what the other mode attached, now that this one has.
+fn clear_other(
+    bpffs: &Path,
+    ifindex: u32,
+    interface: &str,
+    program: &str,
+    mode: Mode,
+) -> Result<(), Failure> {
+    for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
+        let pin = pin_path(bpffs, ifindex, program, other);
+        if !pin.exists() {
+            continue;
+        }
+        if other == Mode::Clsact {
+            for (_, attach_type) in PROGRAMS.into_iter().filter(|(name, _)| *name == program) {
+                detach_clsact(ifindex, interface, attach_type, HANDLE);
+            }
+        }
+        remove_pin(&pin)?;
+    }
+    Ok(())
 }
 
 /// An attach step's failure, before it is known what it means.
@@ -250,6 +330,11 @@ pub(super) fn attach_clsact(
     handle: TcHandle,
     pin: &Path,
 ) -> Result<(), Failure> {
+    // First, so that there is never a filter without its mark.
+    remove_pin(pin)?;
+    program
+        .pin(pin)
+        .map_err(|error| Failure::Pin(io::Error::other(error)))?;
     let options = NlOptions {
         priority: PRIORITY,
         handle,
@@ -268,10 +353,7 @@ pub(super) fn attach_clsact(
     };
     // Dropping the link would detach the filter; it is found again by priority and handle.
     std::mem::forget(program.take_link(id)?);
-    remove_pin(pin)?;
-    program
-        .pin(pin)
-        .map_err(|error| Failure::Pin(io::Error::other(error)))
+    Ok(())
 }
 
 fn clsact_link(
@@ -294,7 +376,7 @@ pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachE
         if mode == Mode::Clsact {
             detach_clsact(ifindex, &interface, attach_type, HANDLE);
         }
-        let pin = pin_path(bpffs, ifindex, name);
+        let pin = pin_path(bpffs, ifindex, name, mode);
         remove_pin(&pin).map_err(|failure| explain(failure, name, ifindex, &interface, &pin))?;
     }
     // The last reference to a TCX link, now that its pin is gone.
@@ -338,15 +420,15 @@ pub(super) fn prune(
     let mut pruned = Vec::new();
     for entry in fs::read_dir(links(bpffs)).map_err(failed)? {
         let pin = entry.map_err(failed)?.path();
-        let (ifindex, attach_type, handle) = match parse_pin(&pin) {
-            Some((ifindex, _)) if keep.contains_key(&ifindex) => continue,
-            Some((ifindex, attach_type)) => (ifindex, attach_type, HANDLE),
+        let (ifindex, attach_type, mode, handle) = match parse_pin(&pin) {
+            Some((ifindex, ..)) if keep.contains_key(&ifindex) => continue,
+            Some((ifindex, attach_type, mode)) => (ifindex, attach_type, mode, HANDLE),
             None => match exits::stale_pin(&pin, exits) {
-                Some(ifindex) => (ifindex, TcAttachType::Egress, exits::HANDLE),
+                Some((ifindex, mode)) => (ifindex, TcAttachType::Egress, mode, exits::HANDLE),
                 None => continue,
             },
         };
-        if Mode::of_this_kernel() == Mode::Clsact {
+        if mode == Mode::Clsact {
             detach_clsact(ifindex, "", attach_type, handle);
         }
         fs::remove_file(&pin).map_err(|source| AttachError::Pin {
@@ -370,14 +452,31 @@ pub(super) fn links(bpffs: &Path) -> PathBuf {
     bpffs.join("links")
 }
 
-pub(super) fn pin_path(bpffs: &Path, ifindex: u32, program: &str) -> PathBuf {
-    links(bpffs).join(format!("{ifindex}-{program}"))
+/// Ends the name of a pin that marks a filter of clsact.
+const MARK: &str = "-clsact";
+
+pub(super) fn pin_path(bpffs: &Path, ifindex: u32, program: &str, mode: Mode) -> PathBuf {
+    let end = match mode {
+        Mode::Tcx => "",
+        Mode::Clsact => MARK,
+    };
+    links(bpffs).join(format!("{ifindex}-{program}{end}"))
 }
 
-fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType)> {
-    let (ifindex, program) = pin.file_name()?.to_str()?.split_once('-')?;
+fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType, Mode)> {
+    let (ifindex, program, mode) = split_pin(pin)?;
     let (_, attach_type) = PROGRAMS.into_iter().find(|(name, _)| *name == program)?;
-    Some((ifindex.parse().ok()?, attach_type))
+    Some((ifindex, attach_type, mode))
+}
+
+/// The interface, the program and the mode that a pin names.
+pub(super) fn split_pin(pin: &Path) -> Option<(u32, &str, Mode)> {
+    let (ifindex, rest) = pin.file_name()?.to_str()?.split_once('-')?;
+    let (program, mode) = match rest.strip_suffix(MARK) {
+        Some(program) => (program, Mode::Clsact),
+        None => (rest, Mode::Tcx),
+    };
+    Some((ifindex.parse().ok()?, program, mode))
 }
 
 pub(super) fn remove_pin(pin: &Path) -> Result<(), Failure> {
@@ -415,10 +514,19 @@ mod tests {
     fn pins_are_read_back_as_they_are_named() {
         let dir = Path::new("/sys/fs/bpf/portcullis");
         for (name, attach_type) in PROGRAMS {
-            let (ifindex, parsed) = parse_pin(&pin_path(dir, 42, name)).expect("our own name");
-            assert_eq!((ifindex, parsed), (42, attach_type));
+            for mode in Mode::ALL {
+                let parsed = parse_pin(&pin_path(dir, 42, name, mode)).expect("our own name");
+                assert_eq!(parsed, (42, attach_type, mode));
+            }
         }
-        for other in ["42", "x-from_pod", "42-other", "README"] {
+        for other in [
+            "42",
+            "x-from_pod",
+            "42-other",
+            "42-from_pod-",
+            "42-clsact",
+            "README",
+        ] {
             assert!(parse_pin(&dir.join(other)).is_none(), "{other}");
         }
     }

@@ -14,7 +14,7 @@ use aya::programs::tc::TcHandle;
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::net::if_::if_nametoindex;
 
-use super::attach::{self, Failure, Mode};
+use super::attach::{self, Failure, Haste, Mode};
 use super::clsact;
 use super::error::AttachError;
 use super::load::{EXIT, EXIT_L3};
@@ -62,15 +62,16 @@ pub(super) fn attach(
     ifindex: u32,
     interface: &str,
     layer: LinkLayer,
+    haste: Haste,
 ) -> Result<Exit, AttachError> {
     let name = layer.program();
     let interface = attach::current_name(ifindex, interface)?;
-    let mode = Mode::of_this_kernel();
+    let mode = attach::choose(bpffs, ifindex, &interface, haste, &[PIN]);
     let program: &mut SchedClassifier = ebpf
         .program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or(AttachError::NotLoaded(name))?;
-    let pin = attach::pin_path(bpffs, ifindex, PIN);
+    let pin = attach::pin_path(bpffs, ifindex, PIN, mode);
     let attached = match mode {
         Mode::Tcx => attach::attach_tcx(program, &interface, ATTACH_TYPE, &pin).map(Some),
         Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
@@ -106,7 +107,7 @@ pub(super) fn detach(bpffs: &Path, exit: Exit) -> Result<(), AttachError> {
     if mode == Mode::Clsact {
         attach::detach_clsact(ifindex, &interface, ATTACH_TYPE, HANDLE);
     }
-    let pin = attach::pin_path(bpffs, ifindex, PIN);
+    let pin = attach::pin_path(bpffs, ifindex, PIN, mode);
     attach::remove_pin(&pin)
         .map_err(|failure| attach::explain(failure, EXIT, ifindex, &interface, &pin))?;
     // The last reference to a TCX link, now that its pin is gone.
@@ -121,10 +122,9 @@ pub(super) fn detach(bpffs: &Path, exit: Exit) -> Result<(), AttachError> {
 }
 
 /// The interface of an exit's pin that is not in `keep`.
-pub(super) fn stale_pin(pin: &Path, keep: &BTreeMap<u32, Exit>) -> Option<u32> {
-    let (ifindex, program) = pin.file_name()?.to_str()?.split_once('-')?;
-    let ifindex = ifindex.parse().ok()?;
-    (program == PIN && !keep.contains_key(&ifindex)).then_some(ifindex)
+pub(super) fn stale_pin(pin: &Path, keep: &BTreeMap<u32, Exit>) -> Option<(u32, Mode)> {
+    let (ifindex, program, mode) = attach::split_pin(pin)?;
+    (program == PIN && !keep.contains_key(&ifindex)).then_some((ifindex, mode))
 }
 
 #[cfg(test)]
@@ -141,8 +141,9 @@ mod tests {
             _link: None,
         };
         let live = BTreeMap::from([(7, exit)]);
-        let stale = |ifindex, name| stale_pin(&attach::pin_path(dir, ifindex, name), &live);
-        assert_eq!(stale(8, PIN), Some(8));
+        let stale =
+            |ifindex, name| stale_pin(&attach::pin_path(dir, ifindex, name, Mode::Clsact), &live);
+        assert_eq!(stale(8, PIN), Some((8, Mode::Clsact)));
         assert_eq!([stale(7, PIN), stale(8, "from_pod")], [None, None]);
     }
 }

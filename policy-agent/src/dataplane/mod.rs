@@ -17,12 +17,13 @@ mod flow_tables;
 mod grace;
 mod installed;
 mod load;
+mod overtaken;
 mod pinned;
 mod removal;
 mod row;
 mod tables;
 
-pub use attach::{Attached, Mode};
+pub use attach::{Attached, Haste, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
 pub use events::EventStream;
 pub use exits::LinkLayer;
@@ -78,9 +79,15 @@ impl Dataplane {
     }
 
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
-    /// place. Where an earlier agent's programs are attached, they are replaced without a gap.
-    pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
-        let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface)?;
+    /// place. Where an earlier agent's programs are attached, they are replaced without a gap, and
+    /// stay attached the way they are.
+    pub fn attach(
+        &mut self,
+        ifindex: u32,
+        interface: &str,
+        haste: Haste,
+    ) -> Result<(), AttachError> {
+        let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface, haste)?;
         self.attachments.insert(ifindex, attachment);
         Ok(())
     }
@@ -101,8 +108,16 @@ impl Dataplane {
         ifindex: u32,
         interface: &str,
         layer: LinkLayer,
+        haste: Haste,
     ) -> Result<(), AttachError> {
-        let exit = exits::attach(&mut self.ebpf, &self.bpffs, ifindex, interface, layer)?;
+        let exit = exits::attach(
+            &mut self.ebpf,
+            &self.bpffs,
+            ifindex,
+            interface,
+            layer,
+            haste,
+        )?;
         self.exits.insert(ifindex, exit);
         Ok(())
     }

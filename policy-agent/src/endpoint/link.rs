@@ -14,6 +14,8 @@ pub struct Link {
     pub layer: LinkLayer,
     /// Its hardware address: a device that was made anew under the same index has another one.
     pub hardware_address: Vec<u8>,
+    /// Whether it is one side of a pair, as those that appear with pods are, many at a time.
+    pub is_veth: bool,
 }
 
 impl Link {
@@ -24,15 +26,18 @@ impl Link {
             LinkLayerType::Ether => LinkLayer::Ethernet,
             _ => LinkLayer::Network,
         };
-        let (mut name, mut hardware_address) = (None, Vec::new());
+        let (mut name, mut hardware_address, mut is_veth) = (None, Vec::new(), false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(given) => name = Some(given.clone()),
                 LinkAttribute::Address(given) => hardware_address.clone_from(given),
                 LinkAttribute::LinkInfo(infos) => {
-                    let mut kinds = infos.iter();
-                    if kinds.any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge))) {
-                        return None;
+                    for info in infos {
+                        match info {
+                            LinkInfo::Kind(InfoKind::Bridge) => return None,
+                            LinkInfo::Kind(InfoKind::Veth) => is_veth = true,
+                            _ => {}
+                        }
                     }
                 }
                 _ => {}
@@ -42,6 +47,7 @@ impl Link {
             name: name?,
             layer,
             hardware_address,
+            is_veth,
         })
     }
 }

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use super::process::ProcessUse;
 use super::snapshot::Snapshot;
 use crate::datastore::{ApiReport, Severity, WatchState};
+use crate::report::PodStartsStatus;
 
 /// Everything that one scrape shows.
 #[derive(Clone, Debug)]
@@ -285,6 +286,13 @@ impl Scrape {
             conditions
                 .iter()
                 .map(|condition| ([("name", condition.name.as_str())], u32::from(condition.ok))),
+        )?;
+        let mode = &self.snapshot.pod_starts.mode;
+        let modes = [PodStartsStatus::PLUGIN, PodStartsStatus::DISCOVERY];
+        page.gauges(
+            "pod_starts_mode",
+            "How starting pods come under enforcement: 1 for the mode in use.",
+            modes.map(|known| ([("mode", known)], u32::from(mode == known))),
         )?;
         page.gauge(
             "loop_beat_timestamp_seconds",

@@ -9,7 +9,7 @@ use super::Latency;
 use crate::agent::Operations;
 use crate::dataplane::{CounterRow, TableUse};
 use crate::datastore::Report;
-use crate::report::Condition;
+use crate::report::{Condition, PodStartsStatus};
 
 /// The agent's state at one moment; whatever only its loop knows.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub latency: Latency,
     /// What the datastore says about itself.
     pub datastore: Arc<Report>,
+    /// How starting pods come under enforcement.
+    pub pod_starts: PodStartsStatus,
     /// What readiness depends on.
     pub conditions: Vec<Condition>,
 }

@@ -84,6 +84,29 @@ impl<'a> Agent<'a> {
         Ok(agent)
     }
 
+    /// Starts an agent on `node` with further settings, by their variables, and waits as [`Self::start`] does.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or takes too long; with its log.
+    pub fn start_with(node: &'a Node, settings: &[(&str, &OsStr)]) -> Result<Self> {
+        let mut command = Self::command(node)?;
+        command.envs(settings.iter().copied());
+        let process = Process::spawn("policy-agent", command, node.log_file())?;
+        let mut agent = Self { node, process };
+        agent.wait()?;
+        Ok(agent)
+    }
+
+    /// Where a test's CNI plugins and configuration are on `node`: those of the machine are not ours.
+    #[must_use]
+    pub fn cni_directories(node: &Node) -> [(&'static str, PathBuf); 2] {
+        [
+            ("CNI_BIN_DIR", node.directory().join("cni-bin")),
+            ("CNI_CONF_DIR", node.directory().join("cni-conf")),
+        ]
+    }
+
     /// Starts an agent without waiting for it.
     ///
     /// # Errors
@@ -159,6 +182,7 @@ impl<'a> Agent<'a> {
             .arg("uninstall")
             .env("PORTCULLIS_RUN_DIR", node.run_directory())
             .env("PORTCULLIS_BPFFS", node.bpffs())
+            .envs(Self::cni_directories(node))
             .output()
             .context("policy-agent cannot be run")
     }

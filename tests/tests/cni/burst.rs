@@ -60,7 +60,8 @@ fn pods_started_at_once() {
     }
 }
 
-fn report(what: &str, mut times: Vec<Duration>) {
+/// Prints a distribution.
+pub(crate) fn report(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100];
     println!(

@@ -7,6 +7,10 @@
 )]
 
 mod burst;
+mod exposure;
+mod installed;
+mod many;
+mod observer;
 mod runner;
 mod starts;
 

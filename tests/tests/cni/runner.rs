@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use portcullis_tests::netns::{Netns, Node, binary};
 use serde_json::{Value, json};
 
+use super::observer::ADDRESSES;
+
 /// Where Debian has the reference plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 
@@ -82,6 +84,18 @@ impl<'a> Network<'a> {
             plugins: vec![main, json!({"type": "portmap"}), own],
             next: AtomicU32::new(1),
         }
+    }
+
+    /// The same with only the addresses that an observer watches, so that each is used again and again.
+    pub(crate) fn watched(mut self) -> Self {
+        let range = &mut self.plugins[0]["ipam"]["ranges"][0][0];
+        for (name, last) in [
+            ("rangeStart", ADDRESSES.start()),
+            ("rangeEnd", ADDRESSES.end()),
+        ] {
+            range[name] = json!(format!("10.245.0.{last}"));
+        }
+        self
     }
 
     /// The same with a setting of ours.

@@ -1,16 +1,14 @@
 //! Pods that start, end, and outlive agents.
 
-use std::net::{Ipv4Addr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::net::UdpSocket;
+use std::time::Instant;
 
 use portcullis_tests::netns::{
-    Agent, Host, Netns, Outcome, PATIENCE, Probe, SILENCE, Servers, What, probe,
+    Agent, Netns, Outcome, PATIENCE, Probe, SILENCE, Servers, What, probe,
 };
 use serde_json::json;
 
+use super::observer::{Observer, PORT};
 use super::runner::Sandbox;
 use super::{machine, network, with_both_plugins};
 
@@ -20,63 +18,8 @@ with_both_plugins! {
     without_an_agent_no_pod_starts
 }
 
-/// The port that is watched.
-const PORT: u16 = 9000;
-
 /// How many pods are started under the observer's eyes.
 const STARTS: usize = 20;
-
-/// Sends to every address that a pod may get, from before there is one.
-struct Observer {
-    stop: Arc<AtomicBool>,
-    rounds: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Observer {
-    fn start(outside: &Host) -> Self {
-        let socket = outside
-            .netns()
-            .enter(|| UdpSocket::bind("0.0.0.0:0"))
-            .unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let rounds = Arc::new(AtomicU64::new(0));
-        let (stopped, counted) = (stop.clone(), rounds.clone());
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                for last in 2..40 {
-                    // Refused where there is no pod (yet).
-                    let _sent =
-                        socket.send_to(b"observed", (Ipv4Addr::new(10, 245, 0, last), PORT));
-                }
-                counted.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-        Self {
-            stop,
-            rounds,
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until every address has been sent to since now.
-    fn wait_for_a_round(&self) {
-        let goal = self.rounds.load(Ordering::Relaxed) + 2;
-        while self.rounds.load(Ordering::Relaxed) < goal {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Observer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
-    }
-}
 
 /// What the pod's first process hears from its first moment on, for as long as something comes, at most
 /// as long as the observer takes for a few rounds.
@@ -146,7 +89,7 @@ fn a_pod_runs_only_once_it_is_enforced(plugin: &str) {
     assert!(heard(&open.netns, &observer) > 0);
 
     let mut unknown = network.sandbox("shop", "unknown");
-    let impatient = super::Network::new(&node, plugin).with("timeout", json!(1));
+    let impatient = super::Network::new(&node, plugin).with("timeout", json!(4));
     let error = impatient.add(&mut unknown).unwrap_err();
     assert_eq!(error.code(), 11, "{error:?}");
     assert!(error.words().contains("no pod shop/unknown"), "{error:?}");
@@ -241,6 +184,21 @@ fn without_an_agent_no_pod_starts(plugin: &str) {
     assert!(error.words().contains("does not listen"), "{error:?}");
     assert_eq!(network.status().unwrap_err().code(), 50);
     network.del(&pod).unwrap();
+
+    // As after a boot: the kubelet makes pods again and again, and the agent comes at last.
+    node.datastore()
+        .put_pod("shop", "web", &[], &[], &[])
+        .unwrap();
+    let mut pod = network.sandbox("shop", "web");
+    network.add(&mut pod).unwrap_err();
+    network.del(&pod).unwrap();
+    let agent = Agent::start(&node).unwrap();
+    network.status().unwrap();
+    let mut pod = network.sandbox("shop", "web");
+    super::Network::new(&node, plugin).add(&mut pod).unwrap();
+    network.check(&pod).unwrap();
+    network.del(&pod).unwrap();
+    agent.kill().unwrap();
 
     let mut pod = network.sandbox("shop", "web");
     let open = super::Network::new(&node, plugin)

@@ -41,7 +41,8 @@ fn every_series_is_there_from_the_start() {
         ("portcullis_events_lost_total", 3),
         ("portcullis_event_to_enforced_seconds_count", 1),
         ("portcullis_datastore_problems", 2),
-        ("portcullis_condition", 4),
+        ("portcullis_condition", 5),
+        ("portcullis_pod_starts_mode", 2),
         ("portcullis_build_info", 1),
         ("process_resident_memory_bytes", 1),
     ];
@@ -72,7 +73,8 @@ fn readiness_lists_its_conditions() {
             "[+] InterfacesFound",
             "[+] TablesWritten",
             "[+] ExitsAttached",
-            "[+] EndpointsEnforced"
+            "[+] EndpointsEnforced",
+            "[+] PodStartsCovered"
         ]
     );
     assert_eq!(ready.status, 200);

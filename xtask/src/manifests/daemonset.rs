@@ -90,6 +90,7 @@ pub(super) fn daemon_set(mode: Option<AddonMode>) -> Result<Document> {
 
 fn pod() -> PodSpec {
     PodSpec {
+        init_containers: Some(vec![install_cni()]),
         containers: vec![container()],
         dns_policy: Some("Default".to_owned()),
         host_network: Some(true),
@@ -124,6 +125,30 @@ fn container() -> Container {
         }),
         security_context: Some(security()),
         volume_mounts: Some(mounts()),
+        ..Container::default()
+    }
+}
+
+/// Puts the plugin in place before the agent, which keeps it there.
+fn install_cni() -> Container {
+    Container {
+        name: "install-cni".to_owned(),
+        image: Some(image()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        args: Some(vec!["install-cni".to_owned(), "--or-later".to_owned()]),
+        env: Some(settings::environment()),
+        security_context: Some(SecurityContext {
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..Capabilities::default()
+            }),
+            ..security()
+        }),
+        volume_mounts: Some(vec![
+            mount("cni-bin", "/opt/cni/bin"),
+            mount("cni-conf", "/etc/cni/net.d"),
+            credentials(),
+        ]),
         ..Container::default()
     }
 }
@@ -170,22 +195,31 @@ fn security() -> SecurityContext {
     }
 }
 
-fn mounts() -> Vec<VolumeMount> {
-    let mount = |name: &str, path: &str| VolumeMount {
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
         ..VolumeMount::default()
-    };
+    }
+}
+
+fn credentials() -> VolumeMount {
+    VolumeMount {
+        read_only: Some(true),
+        ..mount("credentials", settings::SECRET_DIRECTORY)
+    }
+}
+
+fn mounts() -> Vec<VolumeMount> {
     vec![
         VolumeMount {
             mount_propagation: Some("HostToContainer".to_owned()),
             ..mount("bpffs", "/sys/fs/bpf")
         },
         mount("run", "/run/portcullis"),
-        VolumeMount {
-            read_only: Some(true),
-            ..mount("credentials", settings::SECRET_DIRECTORY)
-        },
+        mount("cni-bin", "/opt/cni/bin"),
+        mount("cni-conf", "/etc/cni/net.d"),
+        credentials(),
     ]
 }
 
@@ -201,6 +235,8 @@ fn volumes() -> Vec<Volume> {
     vec![
         host("bpffs", "/sys/fs/bpf", "Directory"),
         host("run", "/run/portcullis", "DirectoryOrCreate"),
+        host("cni-bin", "/opt/cni/bin", "DirectoryOrCreate"),
+        host("cni-conf", "/etc/cni/net.d", "DirectoryOrCreate"),
         Volume {
             name: "credentials".to_owned(),
             secret: Some(SecretVolumeSource {
@@ -241,6 +277,18 @@ fn comments() -> Vec<(String, &'static str)> {
             "volumes/0/name",
             "systemd mounts bpffs there. Where nothing does, the agent, which may not mount, says so and \
              ends; run on the node: mount -t bpf bpf /sys/fs/bpf",
+        ),
+        (
+            "volumes/2/name",
+            "The container runtime's bin_dir; where it is another, change the path here.",
+        ),
+        (
+            "volumes/3/name",
+            "The container runtime's conf_dir; where it is another, change the path here.",
+        ),
+        (
+            "initContainers/0/args/1",
+            "Where there is no CNI configuration yet, the agent adds to it once there is one.",
         ),
     ]
     .map(|(pointer, comment)| (format!("{POD}/{pointer}"), comment));

@@ -28,13 +28,34 @@ pub(super) struct Setting {
 }
 
 /// Every entry. Not here: what other parts of the manifest depend on, such as HEALTH_ADDR.
-pub(super) const IN_CONFIG_MAP: [Setting; 10] = [
+pub(super) const IN_CONFIG_MAP: [Setting; 14] = [
     Setting {
         key: "datastore_type",
         variable: "DATASTORE_TYPE",
         given: Some("kubernetes"),
         meaning: "where policies come from",
     },
+    Setting {
+        key: "install_cni",
+        variable: "PORTCULLIS_INSTALL_CNI",
+        given: Some("true"),
+        meaning: "whether policy-cni is kept in each node's CNI configuration",
+    },
+    Setting::optional(
+        "cni_timeout",
+        "PORTCULLIS_CNI_TIMEOUT",
+        "seconds that a pod's start may wait for the agent: 1 to 120, 10 by default",
+    ),
+    Setting::optional(
+        "cni_fail_open",
+        "PORTCULLIS_CNI_FAIL_OPEN",
+        "whether pods start UNPROTECTED where the agent is away: true or false (default)",
+    ),
+    Setting::optional(
+        "cni_create",
+        "PORTCULLIS_CNI_CREATE",
+        "ptp or bridge: make a CNI configuration where a node has none",
+    ),
     Setting::optional(
         "k8s_api_endpoint",
         "K8S_API_ENDPOINT",

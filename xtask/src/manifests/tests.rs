@@ -377,7 +377,44 @@ fn the_agent_has_no_more_rights_than_it_needs() {
         .flatten()
         .filter_map(|volume| Some(volume.host_path.as_ref()?.path.as_str()))
         .collect();
-    assert_eq!(paths, ["/sys/fs/bpf", "/run/portcullis"]);
+    assert_eq!(
+        paths,
+        [
+            "/sys/fs/bpf",
+            "/run/portcullis",
+            "/opt/cni/bin",
+            "/etc/cni/net.d"
+        ]
+    );
+}
+
+#[test]
+fn the_plugin_is_installed_before_the_agent_runs_and_without_its_rights() {
+    let objects = all_in_one();
+    let daemon_set = &objects.daemon_sets[0];
+    let [init] = &pod(daemon_set).init_containers.as_deref().expect("one")[..] else {
+        panic!("one init container");
+    };
+    assert_eq!(init.image, container(daemon_set).image);
+    assert_eq!(init.env, container(daemon_set).env);
+    let security = init.security_context.as_ref().expect("context");
+    let capabilities = security.capabilities.as_ref().expect("capabilities");
+    assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
+    assert_eq!(capabilities.add, None);
+    let volumes = pod(daemon_set).volumes.as_ref().expect("volumes");
+    let places: Vec<_> = init
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| {
+            assert!(volumes.iter().any(|volume| volume.name == mount.name));
+            mount.mount_path.as_str()
+        })
+        .collect();
+    assert_eq!(
+        places,
+        ["/opt/cni/bin", "/etc/cni/net.d", "/etc/portcullis"]
+    );
 }
 
 #[test]

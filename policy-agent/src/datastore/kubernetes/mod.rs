@@ -9,6 +9,7 @@
 //! - `request`, `decode`, `trimmed`: pages of lists and events of watches as objects of the model, one at
 //!   a time; no API object is kept.
 //! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
+//! - `pod_cidrs`: the node's own range of addresses, once, for a CNI configuration.
 //! - `list`: everything of a resource once, for who does not follow it (`policyctl`).
 //! - `objects`: what was there before, so that changes and deletions are known, with strings `shared`;
 //!   `store`: updates, report, log.
@@ -24,6 +25,7 @@ mod failure;
 mod follow;
 mod list;
 mod objects;
+mod pod_cidrs;
 mod request;
 mod resource;
 mod shared;
@@ -32,6 +34,7 @@ mod trimmed;
 
 pub use client::client;
 pub use list::{InvalidObject, ListError, Listed, Selection, list_network_policies, list_pods};
+pub use pod_cidrs::pod_cidrs;
 
 use std::sync::Arc;
 
