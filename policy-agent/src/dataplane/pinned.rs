@@ -1,82 +1,189 @@
-//! Whether the tables that an earlier agent left can be taken over.
+//! Which of the tables that an earlier agent left can be used on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use aya::maps::{Array, Map, MapData, MapError, MapInfo};
-use policy_common::endpoint::Endpoint;
-use policy_common::map;
-use policy_core::tables::Tables;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
+use policy_common::endpoint::{Endpoint, Ifindex};
+use policy_common::map::{self, MapSpec};
+use policy_core::tables::Tables as Former;
 
 use super::load::OBJECT;
 use super::row::Row;
 
-/// Whether every table is pinned in `dir`, and made as the object and the configuration want it now. Where
-/// one is not, all are made anew, and the former ones go with the programs that use them.
-pub(super) fn fit(dir: &Path, capacities: &BTreeMap<&'static str, u32>) -> bool {
-    let Ok(object) = aya_obj::Object::parse(OBJECT) else {
-        return false;
-    };
-    let mut found = 0;
-    for spec in map::ALL {
-        let Ok(pinned) = MapData::from_pin(dir.join(spec.name)) else {
-            continue;
-        };
-        found += 1;
-        let is_like = pinned.info().is_ok_and(|info| {
-            object
-                .maps
-                .get(spec.name)
-                .is_some_and(|wanted| is_like(&info, wanted, capacities[spec.name]))
-        });
-        if !is_like {
-            tracing::warn!(
-                table = spec.name,
-                "the table that an earlier agent left has another form or size: all are made anew, and connections \
-                 are judged as if they began now"
-            );
-            return false;
+/// Tables of connections.
+pub(super) const FLOWS: [MapSpec; 4] = [
+    map::FLOWS_V4,
+    map::FLOWS_V6,
+    map::FLOWS_NEW_V4,
+    map::FLOWS_NEW_V6,
+];
+
+/// Tables that the programs write and operations do not. They mean the same beside other rules, as long as
+/// endpoints keep their ids.
+const WRITTEN_BY_PROGRAMS: [MapSpec; 7] = [
+    map::FLOWS_V4,
+    map::FLOWS_V6,
+    map::FLOWS_NEW_V4,
+    map::FLOWS_NEW_V6,
+    map::FRAGMENTS,
+    map::COUNTERS,
+    map::EVENT_BUDGET,
+];
+
+/// What an earlier agent left.
+pub(super) enum Found {
+    /// Nothing that can be used: every table is made anew.
+    Nothing,
+    /// Every table as it is wanted now.
+    All,
+    /// Some tables are not as they are wanted now, or their rows mean something else.
+    Some(Kept),
+}
+
+/// What goes over to tables that are made anew.
+pub(super) struct Kept {
+    /// Tables that are used on.
+    pub(super) reused: BTreeSet<&'static str>,
+    /// The endpoints with their ids, and nothing else.
+    pub(super) former: Former,
+}
+
+impl Found {
+    /// The tables that are used on.
+    pub(super) fn reused(&self) -> BTreeSet<&'static str> {
+        match self {
+            Self::Nothing => BTreeSet::new(),
+            Self::All => map::ALL.iter().map(|spec| spec.name).collect(),
+            Self::Some(kept) => kept.reused.clone(),
         }
-    }
-    match found {
-        0 => false,
-        found if found < map::ALL.len() => {
-            tracing::warn!(
-                found,
-                of = map::ALL.len(),
-                "an earlier agent left some of its tables only: all are made anew"
-            );
-            false
-        }
-        _ => match layout(dir) {
-            Ok(map::LAYOUT) => true,
-            Ok(layout) => {
-                tracing::warn!(
-                    layout,
-                    ours = map::LAYOUT,
-                    "tables of another layout: all are made anew"
-                );
-                false
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the tables that an earlier agent left: all are made anew");
-                false
-            }
-        },
     }
 }
 
-fn is_like(info: &MapInfo, wanted: &aya_obj::Map, capacity: u32) -> bool {
-    info.map_type()
+/// How a pinned table compares with what is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Fits,
+    Missing,
+    OtherSize,
+    OtherForm,
+}
+
+/// Looks at the tables that are pinned in `dir`.
+pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>) -> Found {
+    let Ok(object) = aya_obj::Object::parse(OBJECT) else {
+        return Found::Nothing;
+    };
+    let fit = |spec: &MapSpec| {
+        let wanted = object.maps.get(spec.name)?;
+        let info = MapInfo::from_pin(dir.join(spec.name)).ok()?;
+        Some(compare(&info, wanted, capacities[spec.name]))
+    };
+    let fits: BTreeMap<&'static str, Fit> = map::ALL
+        .iter()
+        .map(|spec| (spec.name, fit(spec).unwrap_or(Fit::Missing)))
+        .collect();
+    if fits.values().all(|fit| *fit == Fit::Missing) {
+        return Found::Nothing;
+    }
+    let differing: Vec<_> = fits
+        .iter()
+        .filter(|(_, fit)| **fit != Fit::Fits)
+        .map(|(name, fit)| format!("{name} ({})", fit.as_str()))
+        .collect();
+    let former = match read_endpoints(dir) {
+        Ok((layouts, former)) if layouts.flows == map::FLOW_LAYOUT => {
+            if differing.is_empty() && layouts.rules == map::LAYOUT {
+                return Found::All;
+            }
+            tracing::info!(
+                ?differing,
+                layout = layouts.rules,
+                ours = map::LAYOUT,
+                "tables are made anew beside those that an earlier agent left; connections go on"
+            );
+            former
+        }
+        Ok((layouts, _)) => {
+            tracing::warn!(
+                layout = layouts.flows,
+                ours = map::FLOW_LAYOUT,
+                "an earlier agent left tables of another layout: all are made anew, and connections are judged as \
+                 if they began now"
+            );
+            return Found::Nothing;
+        }
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "cannot read which endpoints an earlier agent left: all tables are made anew, and connections are \
+                 judged as if they began now"
+            );
+            return Found::Nothing;
+        }
+    };
+    let reused = WRITTEN_BY_PROGRAMS.iter().map(|spec| spec.name);
+    Found::Some(Kept {
+        reused: reused.filter(|name| fits[name] == Fit::Fits).collect(),
+        former,
+    })
+}
+
+impl Fit {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fits => "fits",
+            Self::Missing => "missing",
+            Self::OtherSize => "another size",
+            Self::OtherForm => "another form",
+        }
+    }
+}
+
+fn compare(info: &MapInfo, wanted: &aya_obj::Map, capacity: u32) -> Fit {
+    let same_form = info
+        .map_type()
         .is_ok_and(|found| found as u32 == wanted.map_type())
         && info.key_size() == wanted.key_size()
         && info.value_size() == wanted.value_size()
-        && info.max_entries() == capacity
-        && info.map_flags() == wanted.map_flags()
+        && info.map_flags() == wanted.map_flags();
+    match same_form {
+        false => Fit::OtherForm,
+        true if info.max_entries() == capacity => Fit::Fits,
+        true => Fit::OtherSize,
+    }
 }
 
-fn layout(dir: &Path) -> Result<u32, MapError> {
-    let pinned = MapData::from_pin(dir.join(map::ENDPOINTS.name))?;
-    let endpoints: Array<_, Row<Endpoint>> = Map::Array(pinned).try_into()?;
-    Ok(endpoints.get(&Tables::GENERATION, 0)?.0.flags)
+/// Versions of what the tables hold.
+struct Layouts {
+    rules: u32,
+    flows: u32,
+}
+
+/// What is pinned as tables of endpoints, of whatever size.
+fn read_endpoints(dir: &Path) -> Result<(Layouts, Former), MapError> {
+    let pinned = |spec: MapSpec| MapData::from_pin(dir.join(spec.name));
+    let array: Array<_, Row<Endpoint>> = Map::Array(pinned(map::ENDPOINTS)?).try_into()?;
+    let beyond: HashMap<_, Row<Ifindex>, Row<Endpoint>> =
+        Map::HashMap(pinned(map::ENDPOINTS_EXT)?).try_into()?;
+    let head = array.get(&Former::GENERATION, 0)?.0;
+    let mut former = Former {
+        generation: head.epoch,
+        ..Former::default()
+    };
+    for index in 1..array.len() {
+        let row = array.get(&index, 0)?.0;
+        if row.id != 0 {
+            former.endpoints.insert(index, row);
+        }
+    }
+    for row in beyond.iter() {
+        let (Row(key), Row(row)) = row?;
+        former.endpoints.insert(key.ifindex, row);
+    }
+    let layouts = Layouts {
+        rules: head.flags,
+        flows: head.ingress_policy,
+    };
+    Ok((layouts, former))
 }

@@ -63,6 +63,8 @@ pub(super) struct Tables {
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
     counted_rules: HashMap<u32, u16>,
+    /// Rows of endpoints, as they are to be.
+    rows: BTreeMap<u32, Endpoint>,
     counters: PerCpuArray<Data, Row<Counter>>,
     event_budget: PerCpuArray<Data, Row<EventBudget>>,
     flows: FlowTables,
@@ -93,6 +95,7 @@ impl Tables {
             rules: hash(ebpf, &map::RULES)?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
             counted_rules: HashMap::new(),
+            rows: BTreeMap::new(),
             counters: take_as(ebpf, map::COUNTERS.name)?,
             event_budget: take_as(ebpf, map::EVENT_BUDGET.name)?,
             flows: FlowTables::new(ebpf, capacity)?,
@@ -234,6 +237,7 @@ impl Tables {
     }
 
     fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
+        self.rows.insert(ifindex, endpoint);
         if ifindex < self.endpoints.capacity() {
             self.endpoints.put(ifindex, endpoint)
         } else {
@@ -241,7 +245,13 @@ impl Tables {
         }
     }
 
+    /// An endpoint's row as it was written last.
+    pub(super) fn endpoint(&self, ifindex: u32) -> Option<Endpoint> {
+        self.rows.get(&ifindex).copied()
+    }
+
     fn delete_endpoint(&mut self, ifindex: u32) -> Result<(), ApplyError> {
+        self.rows.remove(&ifindex);
         if ifindex < self.endpoints.capacity() {
             self.endpoints.put(ifindex, Endpoint::zeroed())
         } else {
