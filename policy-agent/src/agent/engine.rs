@@ -31,7 +31,7 @@ use policy_core::{Compiler, Limits, Problem};
 use super::backoff::Backoff;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
-use crate::dataplane::AttachError;
+use crate::dataplane::{AttachError, DriftedPart};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
 use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
@@ -62,6 +62,7 @@ pub struct Engine<K> {
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
     operations: Operations,
+    repairs: BTreeMap<&'static str, u64>,
     pruned: bool,
     reported: BTreeSet<Problem>,
 }
@@ -213,6 +214,7 @@ impl<K: Kernel> Engine<K> {
             enforced: 0,
             endpoints: BTreeMap::new(),
             operations: Operations::default(),
+            repairs: DriftedPart::ALL.map(|part| (part.as_str(), 0)).into(),
             pruned: false,
             reported: BTreeSet::new(),
         }
@@ -347,6 +349,49 @@ impl<K: Kernel> Engine<K> {
     /// it does not know as an endpoint.
     fn knows_endpoints(&self) -> bool {
         self.scan.is_some() || !self.compiler.is_adopting()
+    }
+
+    /// Compares the kernel with what was put there. What drifted is repaired, by the next step at the latest.
+    pub fn verify(&mut self) {
+        for drift in self.kernel.verify() {
+            let endpoint = drift
+                .ifindex
+                .and_then(|ifindex| self.endpoints.get_mut(&ifindex));
+            let (pod, interface) = match &endpoint {
+                Some(endpoint) => (
+                    endpoint.local.pod.to_string(),
+                    &*endpoint.local.host_interface,
+                ),
+                None => (String::new(), ""),
+            };
+            let (what, found) = (drift.part.as_str(), &drift.found);
+            match &drift.error {
+                None => {
+                    tracing::warn!(what, pod, interface, found, "drifted, and is repaired");
+                }
+                Some(error) => {
+                    tracing::error!(
+                        what,
+                        pod,
+                        interface,
+                        found,
+                        error,
+                        "drifted, and cannot be repaired; trying again"
+                    );
+                }
+            }
+            *self.repairs.entry(what).or_default() += 1;
+            if let (DriftedPart::Program, Some(endpoint)) = (drift.part, endpoint)
+                && matches!(endpoint.state, State::Attached)
+            {
+                endpoint.state = State::Attaching(None);
+            }
+        }
+    }
+
+    /// How often something had drifted, by [`DriftedPart::as_str`]; every part is there.
+    pub fn repairs(&self) -> &BTreeMap<&'static str, u64> {
+        &self.repairs
     }
 
     /// Number of the last compiled state.

@@ -2,7 +2,7 @@
 
 use policy_core::op::Op;
 
-use crate::dataplane::{ApplyError, AttachError, Dataplane};
+use crate::dataplane::{ApplyError, AttachError, Dataplane, Drift};
 
 /// Executes what the engine decides.
 pub trait Kernel {
@@ -14,6 +14,8 @@ pub trait Kernel {
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
     /// See [`Dataplane::prune`].
     fn prune(&mut self) -> Result<Vec<u32>, AttachError>;
+    /// See [`Dataplane::verify`].
+    fn verify(&mut self) -> Vec<Drift>;
 }
 
 impl Kernel for Dataplane {
@@ -28,5 +30,8 @@ impl Kernel for Dataplane {
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         self.prune()
+    }
+    fn verify(&mut self) -> Vec<Drift> {
+        self.verify()
     }
 }

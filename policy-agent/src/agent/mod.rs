@@ -55,6 +55,12 @@ const WAITING_QUERIES: usize = 256;
 /// How often the loop shows that it lives, and looks for lost events.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// How often the kernel is compared with what was put there.
+const VERIFY: Duration = Duration::from_secs(5);
+
+/// How soon after a look at the interfaces.
+const SOON: Duration = Duration::from_millis(200);
+
 /// How long after a failure a grace period is waited for again.
 const GRACE_RETRY: Duration = Duration::from_secs(1);
 
@@ -250,6 +256,8 @@ impl Agent {
         }
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verify = interval(VERIFY);
+        verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut trimmed = false;
         let mut grace: Option<JoinHandle<()>> = None;
         loop {
@@ -285,6 +293,8 @@ impl Agent {
                     }
                 }
                 report = self.discovery.next() => {
+                    // Links changed, or were looked at for being due.
+                    verify.reset_after(VERIFY.min(SOON));
                     self.scanned(report.context("the search for pod interfaces ended")?);
                 }
                 Some(query) = self.queries.recv() => {
@@ -306,6 +316,7 @@ impl Agent {
                     self.engine.grace_passed();
                 }
                 _ = beat.tick() => self.report_losses(),
+                _ = verify.tick() => self.engine.verify(),
                 () = retry => {}
             }
         }

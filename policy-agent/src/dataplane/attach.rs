@@ -77,11 +77,11 @@ pub struct Attached {
 
 /// What holds the programs at an interface.
 pub(super) struct Attachment {
-    ifindex: u32,
+    pub(super) ifindex: u32,
     interface: String,
-    mode: Mode,
-    /// Kept open beside their pins, for TCX.
-    _links: Vec<FdLink>,
+    pub(super) mode: Mode,
+    /// Kept open beside their pins, for TCX; in the order of [`PROGRAMS`].
+    pub(super) links: Vec<FdLink>,
 }
 
 impl Attachment {
@@ -132,7 +132,7 @@ pub(super) fn attach(
                 ifindex,
                 interface,
                 mode,
-                _links: links,
+                links,
             };
             if let Err(left) = detach(bpffs, half) {
                 tracing::warn!(ifindex, error = %left, "a half attached interface stays so");
@@ -146,7 +146,7 @@ pub(super) fn attach(
             ifindex,
             interface: interface.clone(),
             mode,
-            _links: links,
+            links,
         };
         detach(bpffs, attachment)?;
         return Err(AttachError::InterfaceGone { ifindex, interface });
@@ -155,7 +155,7 @@ pub(super) fn attach(
         ifindex,
         interface,
         mode,
-        _links: links,
+        links,
     })
 }
 
@@ -274,7 +274,7 @@ pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachE
         ifindex,
         interface,
         mode,
-        _links: links,
+        links,
     } = attachment;
     for (name, attach_type) in PROGRAMS {
         if mode == Mode::Clsact {
@@ -347,7 +347,7 @@ pub(super) fn links(bpffs: &Path) -> PathBuf {
     bpffs.join("links")
 }
 
-fn pin_path(bpffs: &Path, ifindex: u32, program: &str) -> PathBuf {
+pub(super) fn pin_path(bpffs: &Path, ifindex: u32, program: &str) -> PathBuf {
     links(bpffs).join(format!("{ifindex}-{program}"))
 }
 

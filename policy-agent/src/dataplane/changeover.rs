@@ -84,6 +84,11 @@ impl Changeover {
         changeover
     }
 
+    /// Whether tables wait to be filled.
+    pub(super) fn is_staged(&self) -> bool {
+        self.is_staged
+    }
+
     /// Puts tables that wait in the place of those before them. They must be filled.
     pub(super) fn commit(&mut self) -> io::Result<()> {
         if !self.is_staged {
@@ -95,7 +100,9 @@ impl Changeover {
         }
         put_in_place(&self.dir)?;
         self.is_staged = false;
-        tracing::info!("tables that were made anew are filled, and take the place of the former ones");
+        tracing::info!(
+            "tables that were made anew are filled, and take the place of the former ones"
+        );
         Ok(())
     }
 
@@ -159,7 +166,8 @@ fn remove(directory: &Path) -> io::Result<()> {
     unless_gone(fs::remove_dir_all(directory))
 }
 
-fn next(dir: &Path) -> PathBuf {
+/// Where tables wait to be filled.
+pub(super) fn next(dir: &Path) -> PathBuf {
     dir.join("next")
 }
 

@@ -145,9 +145,8 @@ impl<K: bytemuck::Pod> Move<K> {
 
     /// Copies what the other table lacks of an endpoint's connections.
     pub(super) fn carry_over(&mut self, endpoint: u32) -> io::Result<()> {
-        let failed = |error: MapError| {
-            io::Error::other(format!("table {}: {error}", self.from.name))
-        };
+        let failed =
+            |error: MapError| io::Error::other(format!("table {}: {error}", self.from.name));
         self.from.walk(|keys, values| {
             let keys = keys.chunks_exact(self.from.key_size);
             let rows = keys.zip(values.chunks_exact(self.from.value_size));

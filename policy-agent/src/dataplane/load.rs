@@ -19,6 +19,7 @@ use super::pinned::Found;
 use super::removal::unless_gone;
 use super::row::Row;
 use super::tables::Tables;
+use super::verify::TablePins;
 use super::{Dataplane, attach, bpffs, changeover, clock, pinned};
 
 /// The eBPF object, empty when the build was told of none.
@@ -133,7 +134,16 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         Found::All => Some(tables.read().map_err(LoadError::Former)?),
         Found::Some(kept) => Some(kept.former),
     };
+    let table_pins = match config.pin {
+        // What waits is ours, and what it is to replace is not.
+        true => Some(TablePins::open([
+            &changeover::next(&config.bpffs),
+            &config.bpffs,
+        ])?),
+        false => None,
+    };
     Ok(Dataplane {
+        table_pins,
         changeover: config.pin.then(|| Changeover::begin(&config.bpffs)),
         ebpf,
         tables,

@@ -21,6 +21,8 @@ mod pinned;
 mod removal;
 mod row;
 mod tables;
+mod tcx;
+mod verify;
 
 pub use attach::{Attached, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
@@ -31,6 +33,7 @@ pub use installed::{Installed, Part};
 pub use load::{DataplaneConfig, OBJECT};
 pub use removal::remove;
 pub use tables::{CounterRow, TableUse};
+pub use verify::{Drift, DriftedPart};
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +46,7 @@ use policy_core::tables::Tables as Former;
 use attach::Attachment;
 use changeover::Changeover;
 use tables::Tables;
+use verify::TablePins;
 
 /// The loaded programs and maps, and the interfaces that the programs are attached to.
 pub struct Dataplane {
@@ -52,6 +56,7 @@ pub struct Dataplane {
     former: Option<Former>,
     /// From the tables of an earlier agent to those in use; none where nothing is pinned.
     changeover: Option<Changeover>,
+    table_pins: Option<TablePins>,
     attachments: BTreeMap<u32, Attachment>,
     /// Directory for pins.
     bpffs: PathBuf,
@@ -79,7 +84,8 @@ impl Dataplane {
     }
 
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
-    /// place. Where an earlier agent's programs are attached, they are replaced without a gap.
+    /// place. Where an earlier agent's programs are attached, they are replaced without a gap; where ours
+    /// are already, they are attached again, before all others.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
         // Attaching begins once the tables are filled, and every time both ends of it must see what is known of
         // the endpoint's connections: the programs before these went on until now.
@@ -90,6 +96,9 @@ impl Dataplane {
                 source,
             })?;
             changeover.carry_over(endpoint);
+        }
+        if let Some(ours) = self.attachments.remove(&ifindex) {
+            attach::detach(&self.bpffs, ours)?;
         }
         let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface)?;
         self.attachments.insert(ifindex, attachment);

@@ -24,6 +24,7 @@ use super::flow_tables::FlowTables;
 use super::grace;
 use super::load::{Data, take_as};
 use super::row::Row;
+use super::verify::{Drift, DriftedPart};
 
 /// One row of [`super::Dataplane::counters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,6 +244,33 @@ impl Tables {
         } else {
             self.endpoints_ext.put(Ifindex { ifindex }, endpoint)
         }
+    }
+
+    /// Writes rows of endpoints again that are not as they were written, and lists them.
+    pub(super) fn verify_endpoints(&mut self) -> Vec<Drift> {
+        let mut drifts = Vec::new();
+        for (ifindex, row) in self.rows.clone() {
+            let found = if ifindex < self.endpoints.capacity() {
+                let found = self.endpoints.get(ifindex);
+                found.map_err(|source| ApplyError::map(map::ENDPOINTS.name, source))
+            } else {
+                let found = self.endpoints_ext.get(Ifindex { ifindex });
+                found.map(Option::unwrap_or_default)
+            };
+            let found = match found {
+                Ok(found) if found == row => continue,
+                Ok(found) => format!("{found:?} instead of {row:?}"),
+                Err(error) => error.to_string(),
+            };
+            let outcome = self.put_endpoint(ifindex, row);
+            drifts.push(Drift {
+                part: DriftedPart::EndpointRow,
+                ifindex: (ifindex != Former::GENERATION).then_some(ifindex),
+                found,
+                error: outcome.err().map(|error| error.to_string()),
+            });
+        }
+        drifts
     }
 
     /// An endpoint's row as it was written last.

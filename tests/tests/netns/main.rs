@@ -13,6 +13,7 @@ mod flows;
 mod lifecycle;
 mod metrics;
 mod node;
+mod persistence;
 mod policies;
 mod privileges;
 mod protocols;
