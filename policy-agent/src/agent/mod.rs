@@ -58,8 +58,8 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often the kernel is compared with what was put there.
 const VERIFY: Duration = Duration::from_secs(5);
 
-/// How soon after a look at the interfaces.
-const SOON: Duration = Duration::from_millis(200);
+/// How long after a look at the interfaces, which mostly means that links changed.
+const VERIFY_AFTER_SCAN: Duration = Duration::from_millis(200);
 
 /// How long after a failure a grace period is waited for again.
 const GRACE_RETRY: Duration = Duration::from_secs(1);
@@ -256,8 +256,7 @@ impl Agent {
         }
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut verify = interval(VERIFY);
-        verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verify_at = Instant::now() + VERIFY;
         let mut trimmed = false;
         let mut grace: Option<JoinHandle<()>> = None;
         loop {
@@ -293,8 +292,7 @@ impl Agent {
                     }
                 }
                 report = self.discovery.next() => {
-                    // Links changed, or were looked at for being due.
-                    verify.reset_after(VERIFY.min(SOON));
+                    verify_at = verify_at.min(Instant::now() + VERIFY_AFTER_SCAN);
                     self.scanned(report.context("the search for pod interfaces ended")?);
                 }
                 Some(query) = self.queries.recv() => {
@@ -316,7 +314,10 @@ impl Agent {
                     self.engine.grace_passed();
                 }
                 _ = beat.tick() => self.report_losses(),
-                _ = verify.tick() => self.engine.verify(),
+                () = sleep_until(verify_at.into()) => {
+                    self.engine.verify();
+                    verify_at = Instant::now() + VERIFY;
+                }
                 () = retry => {}
             }
         }

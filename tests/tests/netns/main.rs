@@ -9,7 +9,9 @@
 
 mod cluster;
 mod demo;
+mod drift;
 mod flows;
+mod interfaces;
 mod lifecycle;
 mod metrics;
 mod node;
