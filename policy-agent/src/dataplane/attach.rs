@@ -84,6 +84,13 @@ pub(super) struct Attachment {
     pub(super) links: Vec<FdLink>,
 }
 
+/// What was found of filters that were to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filter {
+    Missing,
+    Replaced,
+}
+
 impl Attachment {
     pub(super) fn describe(&self, ebpf: &Ebpf) -> Attached {
         let id = |name| {
@@ -123,7 +130,8 @@ pub(super) fn attach(
             }),
             Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
                 .map_err(|error| Failure::from(ProgramError::from(error)))
-                .and_then(|()| attach_clsact(program, &interface, attach_type, &pin)),
+                .and_then(|()| attach_clsact(program, &interface, attach_type, &pin))
+                .map(|_| ()),
         };
         if let Err(error) = attached {
             let error = explain(error, name, ifindex, &interface, &pin);
@@ -239,7 +247,7 @@ fn attach_clsact(
     interface: &str,
     attach_type: TcAttachType,
     pin: &Path,
-) -> Result<(), Failure> {
+) -> Result<Filter, Failure> {
     let options = NlOptions {
         priority: PRIORITY,
         handle: HANDLE,
@@ -247,21 +255,62 @@ fn attach_clsact(
     };
     let attached =
         program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options));
-    let id = match attached {
+    let (id, found) = match attached {
         Err(ProgramError::TcError(TcError::NetlinkError(error)))
             if error.raw_os_error() == Some(libc::EEXIST) =>
         {
             let old = clsact_link(interface, attach_type).map_err(Failure::Pin)?;
-            program.attach_to_link(old)?
+            (program.attach_to_link(old)?, Filter::Replaced)
         }
-        other => other?,
+        other => (other?, Filter::Missing),
     };
     // Dropping the link would detach the filter; it is found again by priority and handle.
     std::mem::forget(program.take_link(id)?);
     remove_pin(pin)?;
     program
         .pin(pin)
-        .map_err(|error| Failure::Pin(io::Error::other(error)))
+        .map_err(|error| Failure::Pin(io::Error::other(error)))?;
+    Ok(found)
+}
+
+/// Puts filters again where they are to be, each at once in the place of the one that is there, and says which
+/// were missing. An interface that is gone misses none.
+pub(super) fn renew_clsact(
+    ebpf: &mut Ebpf,
+    bpffs: &Path,
+    attachment: &Attachment,
+) -> Result<Vec<&'static str>, AttachError> {
+    let (ifindex, mut missing) = (attachment.ifindex, Vec::new());
+    let Ok(interface) = current_name(ifindex, &attachment.interface) else {
+        return Ok(missing);
+    };
+    for (name, attach_type) in PROGRAMS {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(AttachError::NotLoaded(name))?;
+        let pin = pin_path(bpffs, ifindex, name);
+        let found = clsact::add(bpffs, ifindex, &interface)
+            .map_err(|error| Failure::from(ProgramError::from(error)))
+            .and_then(|()| attach_clsact(program, &interface, attach_type, &pin));
+        match found {
+            Ok(Filter::Missing) => missing.push(name),
+            Ok(Filter::Replaced) => {}
+            Err(error) => return Err(explain(error, name, ifindex, &interface, &pin)),
+        }
+    }
+    Ok(missing)
+}
+
+/// Lets go of a TCX link, so that the program can be attached anew before all others.
+pub(super) fn release(bpffs: &Path, attachment: &mut Attachment, program: &str) -> io::Result<()> {
+    let pin = pin_path(bpffs, attachment.ifindex, program);
+    unless_gone(fs::remove_file(&pin))?;
+    let place = PROGRAMS.iter().position(|(name, _)| *name == program);
+    if let Some(place) = place.filter(|place| *place < attachment.links.len()) {
+        drop(attachment.links.remove(place));
+    }
+    Ok(())
 }
 
 fn clsact_link(interface: &str, attach_type: TcAttachType) -> io::Result<SchedClassifierLink> {

@@ -85,7 +85,7 @@ impl Dataplane {
 
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
     /// place. Where an earlier agent's programs are attached, they are replaced without a gap; where ours
-    /// are already, they are attached again, before all others.
+    /// are already, what is not at its place is attached again, before all others.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> Result<(), AttachError> {
         // Attaching begins once the tables are filled, and every time both ends of it must see what is known of
         // the endpoint's connections: the programs before these went on until now.
@@ -97,9 +97,7 @@ impl Dataplane {
             })?;
             changeover.carry_over(endpoint);
         }
-        if let Some(ours) = self.attachments.remove(&ifindex) {
-            attach::detach(&self.bpffs, ours)?;
-        }
+        self.release_displaced(ifindex)?;
         let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface)?;
         self.attachments.insert(ifindex, attachment);
         if let Some(changeover) = &mut self.changeover {

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::map::{self, MapSpec};
+use policy_common::policy::{PeerKey, PolicyHeader, RuleBits};
+use policy_common::port::PortData;
 use policy_core::tables::Tables as Former;
 
 use super::load::OBJECT;
@@ -37,7 +40,8 @@ pub(super) enum Found {
     Nothing,
     /// Every table as it is wanted now.
     All,
-    /// Some tables are not as they are wanted now, or their rows mean something else.
+    /// Some tables are not as they are wanted now, or their rows mean something else, or there is no room in
+    /// them for new rows beside those that are there.
     Some(Kept),
 }
 
@@ -93,11 +97,14 @@ pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>) -> Foun
         .collect();
     let former = match read_endpoints(dir) {
         Ok((layouts, former)) if layouts.flows == map::FLOW_LAYOUT => {
-            if differing.is_empty() && layouts.rules == map::LAYOUT {
+            let as_wanted = differing.is_empty() && layouts.rules == map::LAYOUT;
+            let is_crowded = as_wanted && is_crowded(dir, capacities);
+            if as_wanted && !is_crowded {
                 return Found::All;
             }
             tracing::info!(
                 ?differing,
+                is_crowded,
                 layout = layouts.rules,
                 ours = map::LAYOUT,
                 "tables are made anew beside those that an earlier agent left; connections go on"
@@ -152,6 +159,38 @@ fn compare(info: &MapInfo, wanted: &aya_obj::Map, capacity: u32) -> Fit {
         true if info.max_entries() == capacity => Fit::Fits,
         true => Fit::OtherSize,
     }
+}
+
+/// Whether a table has too little room for the former rows, the new ones and those that lead over. What
+/// cannot be read counts as crowded.
+fn is_crowded(dir: &Path, capacities: &BTreeMap<&'static str, u32>) -> bool {
+    // Each row has a successor, and both may be seen through a third identity.
+    const ROWS_AT_MOST: usize = 4;
+    let crowded = |spec: MapSpec, rows: usize| {
+        rows.saturating_mul(ROWS_AT_MOST) > capacities[spec.name] as usize
+    };
+    let look = || -> Result<bool, MapError> {
+        let pinned = |spec: MapSpec| MapData::from_pin(dir.join(spec.name));
+        let peers: HashMap<_, Row<PeerKey>, Row<RuleBits>> =
+            Map::HashMap(pinned(map::PEERS)?).try_into()?;
+        let ports: LpmTrie<_, Row<PortData>, Row<RuleBits>> =
+            Map::LpmTrie(pinned(map::PORTS)?).try_into()?;
+        let policies: Array<_, Row<PolicyHeader>> =
+            Map::Array(pinned(map::POLICIES)?).try_into()?;
+        let (mut pages, mut counted) = (0, 0);
+        for header in policies.iter() {
+            let Row(header) = header?;
+            pages += usize::from(header.flags & PolicyHeader::VALID != 0);
+            if header.first_count != 0 {
+                counted += usize::from(header.rules);
+            }
+        }
+        Ok(crowded(map::PEERS, peers.keys().count())
+            || crowded(map::PORTS, ports.keys().count())
+            || crowded(map::POLICIES, pages)
+            || crowded(map::RULE_COUNTS, counted))
+    };
+    look().unwrap_or(true)
 }
 
 /// Versions of what the tables hold.

@@ -11,11 +11,11 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{MapData, MapInfo};
-use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::attach::{self, Attachment, Mode, PROGRAMS};
-use super::error::LoadError;
+use super::error::{AttachError, LoadError};
 use super::removal::unless_gone;
 use super::{Dataplane, tcx};
 
@@ -117,58 +117,96 @@ impl Dataplane {
             pins.verify(&self.bpffs, &mut drifts);
         }
         for attachment in self.attachments.values_mut() {
-            let found = match look(&self.ebpf, attachment) {
-                Place::Ours => {
-                    verify_pins(attachment, &self.bpffs, &mut drifts);
-                    continue;
-                }
-                Place::InterfaceGone => continue,
-                Place::Lost(found) | Place::Displaced(found) => found,
-            };
-            drifts.push(Drift {
-                part: DriftedPart::Program,
-                ifindex: Some(attachment.ifindex),
-                found,
-                error: None,
-            });
+            match attachment.mode {
+                Mode::Tcx => verify_tcx(&self.ebpf, attachment, &self.bpffs, &mut drifts),
+                Mode::Clsact => verify_clsact(&mut self.ebpf, attachment, &self.bpffs, &mut drifts),
+            }
         }
         drifts
     }
+
+    /// Lets go of our programs at an interface where others are before them: the kernel takes a program only
+    /// once. What comes between this and the next attachment is not judged, as it need not have been since
+    /// the others came.
+    pub(super) fn release_displaced(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        let Some(attachment) = self.attachments.get_mut(&ifindex) else {
+            return Ok(());
+        };
+        // The last first: links are found by their place.
+        for (name, attach_type) in PROGRAMS.into_iter().rev() {
+            if let Place::Displaced(_) = look(&self.ebpf, ifindex, name, attach_type) {
+                attach::release(&self.bpffs, attachment, name).map_err(|source| {
+                    AttachError::Pin {
+                        path: attach::pin_path(&self.bpffs, ifindex, name),
+                        source,
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// What is where our programs should be.
+/// What is where one of our programs should be.
 enum Place {
     Ours,
     InterfaceGone,
-    /// They are not there.
+    /// It is not there.
     Lost(String),
-    /// Others are before them.
+    /// Others are before it.
     Displaced(String),
 }
 
-fn look(ebpf: &Ebpf, attachment: &Attachment) -> Place {
-    if attachment.mode == Mode::Clsact {
-        return Place::Ours;
-    }
-    for (name, attach_type) in PROGRAMS {
-        let ours = program_id(ebpf, name);
-        let there = match tcx::programs(attachment.ifindex, attach_type) {
-            Ok(there) => there,
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
-                return Place::InterfaceGone;
-            }
-            Err(error) => {
-                tracing::debug!(ifindex = attachment.ifindex, %error, "cannot ask what is attached");
-                return Place::Ours;
-            }
-        };
-        match there.iter().position(|id| Some(*id) == ours) {
-            Some(0) => {}
-            Some(_) => return Place::Displaced(format!("{name} comes after others: {there:?}")),
-            None => return Place::Lost(format!("{name} is not among {there:?}")),
+fn look(ebpf: &Ebpf, ifindex: u32, name: &str, attach_type: TcAttachType) -> Place {
+    let there = match tcx::programs(ifindex, attach_type) {
+        Ok(there) => there,
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Place::InterfaceGone,
+        Err(error) => {
+            tracing::debug!(ifindex, %error, "cannot ask what is attached");
+            return Place::Ours;
         }
+    };
+    let ours = program_id(ebpf, name);
+    match there.iter().position(|id| Some(*id) == ours) {
+        Some(0) => Place::Ours,
+        Some(_) => Place::Displaced(format!("{name} comes after others: {there:?}")),
+        None => Place::Lost(format!("{name} is not among {there:?}")),
     }
-    Place::Ours
+}
+
+fn verify_tcx(ebpf: &Ebpf, attachment: &mut Attachment, bpffs: &Path, drifts: &mut Vec<Drift>) {
+    let ifindex = attachment.ifindex;
+    for (name, attach_type) in PROGRAMS {
+        let found = match look(ebpf, ifindex, name, attach_type) {
+            Place::Ours => continue,
+            Place::InterfaceGone => return,
+            Place::Lost(found) | Place::Displaced(found) => found,
+        };
+        drifts.push(Drift {
+            part: DriftedPart::Program,
+            ifindex: Some(ifindex),
+            found,
+            error: None,
+        });
+        return;
+    }
+    verify_pins(attachment, bpffs, drifts);
+}
+
+/// Filters are put again whatever is there, because only netlink's dumps say what is.
+fn verify_clsact(ebpf: &mut Ebpf, attachment: &Attachment, bpffs: &Path, drifts: &mut Vec<Drift>) {
+    let drift = |found, error: Option<AttachError>| Drift {
+        part: DriftedPart::Program,
+        ifindex: Some(attachment.ifindex),
+        found,
+        error: error.map(|error| error.to_string()),
+    };
+    match attach::renew_clsact(ebpf, bpffs, attachment) {
+        Ok(missing) if missing.is_empty() => {}
+        Ok(missing) => drifts.push(drift(format!("no filter for {}", missing.join(", ")), None)),
+        Err(AttachError::InterfaceGone { .. }) => {}
+        Err(error) => drifts.push(drift(String::new(), Some(error))),
+    }
 }
 
 fn program_id(ebpf: &Ebpf, name: &str) -> Option<u32> {

@@ -311,6 +311,42 @@ fn connections_survive_tables_of_another_size(form: Form) {
     }
 }
 
+/// Where there is no room for new rows beside the former ones.
+#[test]
+fn crowded_tables_are_no_obstacle() {
+    let cast = Cast::new(Form::Routed);
+    tight(&cast);
+    let agent = Agent::start(&cast.node).unwrap();
+    let used = |agent: &Agent<'_>, table: &str| {
+        let tables = agent.status().unwrap().tables;
+        tables.iter().find(|row| row.name == table).unwrap().used
+    };
+    let (peers, policies) = (used(&agent, "peers"), used(&agent, "policies"));
+    assert!(peers > 0 && policies > 0);
+    agent.stop().unwrap();
+    // Page 0 is none.
+    let sizes = format!("peers={peers},policies={}", policies + 1);
+    let start = || {
+        let mut agent =
+            Agent::spawn_with(&cast.node, &[("PORTCULLIS_TABLE_SIZES", &sizes)]).unwrap();
+        agent.wait().unwrap();
+        agent
+    };
+    let mut agent = start();
+    let told = load(&cast).during(|running| {
+        for _ in 0..3 {
+            running.wait_for_more();
+            agent.kill().unwrap();
+            agent = start();
+            assert_eq!(agent.status().unwrap().problems, [""; 0]);
+            assert_tidy(&cast);
+        }
+        running.wait_for_more();
+        drop(agent);
+    });
+    eprintln!("{sizes}\n{}", told.unwrap());
+}
+
 /// As an agent would find them whose rules lie in the tables in another way.
 fn mark_as_other_layout(cast: &Cast) {
     let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();
