@@ -7,7 +7,7 @@ use crate::address::{AddressV4, AddressV6};
 /// One pod interface on this node, found by the ifindex of its host side.
 ///
 /// Row 0, whose index no interface has, is not an endpoint's: its `epoch` is the generation of endpoint
-/// ids that was begun last, and its `flags` are `map::LAYOUT`.
+/// ids that was begun last, its `flags` are `map::LAYOUT`, and its `ingress_policy` is `map::FLOW_LAYOUT`.
 ///
 /// User space replaces a row in two steps, policies first and `epoch` second, and the programs
 /// read `epoch` before the policies: a verdict made with the old policies can then only ever be

@@ -11,9 +11,15 @@ pub struct MapSpec {
     pub capacity: u32,
 }
 
-/// Version of the tables' layout and meaning. Kept in the tables themselves, in `flags` of row 0 of
-/// `endpoints`; an agent takes over tables of its own version only.
+/// Version of the layout and meaning of what operations write. Kept in the tables themselves, in `flags`
+/// of row 0 of `endpoints`: an agent goes on with tables of its own version only, and makes others anew
+/// beside those it finds.
 pub const LAYOUT: u32 = 2;
+
+/// Version of the layout and meaning of the rows of `endpoints`, and of the tables that the programs write:
+/// flows, fragments and counters. Kept in `ingress_policy` of row 0 of `endpoints`. Across versions
+/// connections are not known any more, so a new one should come with code that translates them.
+pub const FLOW_LAYOUT: u32 = 2;
 
 macro_rules! maps {
     ($($(#[$doc:meta])* $id:ident = $name:literal, $capacity:expr;)+) => {

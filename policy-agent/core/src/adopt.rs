@@ -33,7 +33,8 @@ impl Compiler {
 
     /// A compiler for tables that hold `former`. Its first batch of changes must be the whole cluster, with
     /// every endpoint of this node: an interface that is not in it counts as one that is no pod's, and what
-    /// was isolated there is closed until it is detached (see [`Compiler::take_leftovers`]).
+    /// was isolated there is closed until it is detached (see [`Compiler::take_leftovers`]). Where `former` has
+    /// endpoints only, the tables themselves are new, and used by nobody until the first plan has filled them.
     #[must_use]
     pub fn adopting(limits: Limits, former: Tables) -> Self {
         let mut compiler = Self::new(limits);
@@ -71,6 +72,10 @@ impl Compiler {
 
     /// Makes a plan from nothing one from `former`.
     pub(crate) fn lead_over(&mut self, former: Tables, from_nothing: Plan) -> Plan {
+        if has_endpoints_only(&former) {
+            // For tables that no packet goes through yet.
+            return from_nothing;
+        }
         let revision = from_nothing.revision;
         let mut target = Tables::default();
         let mut ops = Vec::new();
@@ -200,6 +205,16 @@ impl Compiler {
     }
 }
 
+/// Whether the tables are new, and nothing but the ids of endpoints is to be kept.
+fn has_endpoints_only(former: &Tables) -> bool {
+    let rows = Tables {
+        endpoints: BTreeMap::new(),
+        generation: 0,
+        ..former.clone()
+    };
+    rows == Tables::default()
+}
+
 /// Something that has an identity.
 #[derive(Clone, Copy)]
 enum Place {
@@ -225,6 +240,7 @@ pub(crate) fn put_generation(generation: u32) -> Op {
     let row = Endpoint {
         epoch: generation,
         flags: map::LAYOUT,
+        ingress_policy: map::FLOW_LAYOUT,
         ..Endpoint::default()
     };
     put_endpoint(Tables::GENERATION, row)

@@ -37,7 +37,7 @@ use super::failure::Failure;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
 use super::services::ServiceAddresses;
-use crate::dataplane::{ApplyError, AttachError, Haste};
+use crate::dataplane::{ApplyError, AttachError, DriftedPart, Haste};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
 use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
@@ -71,7 +71,10 @@ pub struct Engine<K> {
     exits: Exits,
     /// The exits that there were at the start were tried, so that endpoints may be attached.
     exits_tried: bool,
+    /// An earlier agent's tables are led over from.
+    took_over: bool,
     operations: Operations,
+    repairs: BTreeMap<&'static str, u64>,
     pruned: bool,
     reported: BTreeSet<Problem>,
 }
@@ -179,6 +182,7 @@ impl<K: Kernel> Engine<K> {
         let rows = former
             .as_mut()
             .map(|former| std::mem::take(&mut former.services));
+        let took_over = former.is_some();
         let compiler = match former {
             Some(former) => Compiler::adopting(limits, former),
             None => Compiler::new(limits),
@@ -205,7 +209,9 @@ impl<K: Kernel> Engine<K> {
             endpoints: BTreeMap::new(),
             exits: Exits::default(),
             exits_tried: false,
+            took_over,
             operations: Operations::default(),
+            repairs: DriftedPart::ALL.map(|part| (part.as_str(), 0)).into(),
             pruned: false,
             reported: BTreeSet::new(),
         }
@@ -303,7 +309,7 @@ impl<K: Kernel> Engine<K> {
                 if self.follow_exits(now) {
                     return Some(now);
                 }
-                self.exits_tried = self.scan.is_some();
+                self.exits_tried = self.scan.is_some() && self.exits_may_come();
             }
             self.attach_endpoints(now);
             let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
@@ -356,6 +362,49 @@ impl<K: Kernel> Engine<K> {
     /// it does not know as an endpoint.
     fn knows_endpoints(&self) -> bool {
         self.scan.is_some() || !self.compiler.is_adopting()
+    }
+
+    /// Compares the kernel with what was put there. What drifted is repaired, by the next step at the latest.
+    pub fn verify(&mut self) {
+        for drift in self.kernel.verify() {
+            let endpoint = drift
+                .ifindex
+                .and_then(|ifindex| self.endpoints.get_mut(&ifindex));
+            let (pod, interface) = match &endpoint {
+                Some(endpoint) => (
+                    endpoint.local.pod.to_string(),
+                    &*endpoint.local.host_interface,
+                ),
+                None => (String::new(), ""),
+            };
+            let (what, found) = (drift.part.as_str(), &drift.found);
+            match &drift.error {
+                None => {
+                    tracing::warn!(what, pod, interface, found, "drifted, and is repaired");
+                }
+                Some(error) => {
+                    tracing::error!(
+                        what,
+                        pod,
+                        interface,
+                        found,
+                        error,
+                        "drifted, and cannot be repaired; trying again"
+                    );
+                }
+            }
+            *self.repairs.entry(what).or_default() += 1;
+            if let (DriftedPart::Program, Some(endpoint)) = (drift.part, endpoint)
+                && matches!(endpoint.state, State::Attached)
+            {
+                endpoint.state = State::Attaching(None);
+            }
+        }
+    }
+
+    /// How often something had drifted, by [`DriftedPart::as_str`]; every part is there.
+    pub fn repairs(&self) -> &BTreeMap<&'static str, u64> {
+        &self.repairs
     }
 
     /// Number of the last compiled state.
@@ -791,8 +840,19 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Whether the tables are filled that new exits look at: until then an earlier agent's exits go on, with its
+    /// tables, because its endpoints mark packets.
+    fn exits_may_come(&self) -> bool {
+        !self.took_over
+            || self.enforced > 0
+            || (self.loaded && self.queue.is_empty() && !self.has_changes())
+    }
+
     /// Attaches and detaches exits, a few at a time; says whether more is to be done now.
     fn follow_exits(&mut self, now: Instant) -> bool {
+        if !self.exits_may_come() {
+            return false;
+        }
         let Some(scan) = &self.scan else {
             return false;
         };

@@ -12,7 +12,7 @@ use policy_core::model::{
 };
 
 use super::*;
-use crate::dataplane::{ApplyError, LinkLayer};
+use crate::dataplane::{ApplyError, Drift, LinkLayer};
 use crate::datastore::convert::Service;
 use crate::endpoint::{Link, Peer};
 
@@ -22,6 +22,7 @@ struct Fake {
     done: Vec<String>,
     refusals: Vec<Refusal>,
     pruned: usize,
+    drifts: Vec<Drift>,
 }
 
 struct Refusal {
@@ -100,6 +101,9 @@ impl Kernel for Fake {
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         self.pruned += 1;
         Ok(Vec::new())
+    }
+    fn verify(&mut self) -> Vec<Drift> {
+        std::mem::take(&mut self.drifts)
     }
 }
 
@@ -554,6 +558,7 @@ fn what_is_asked_of_the_kernel_is_counted() {
     fixture.refuse("attach 7", 1);
     fixture.step();
     fixture.step_until_quiet();
+    // The first row is of no endpoint: it says what tables these are.
     assert_eq!(tally(&fixture, "put_endpoint"), (3, 2));
     assert_eq!(tally(&fixture, "attach"), (2, 1));
     fixture.engine.changed(vec![pod_gone("a")]);
@@ -1058,4 +1063,42 @@ fn an_exit_that_fails_is_tried_again_and_holds_up_nobody() {
     assert_eq!(fixture.done_of(&["exit"]), ["exit to 2"]);
     assert!(fixture.engine.is_settled());
     assert_eq!(fixture.engine.kernel.pruned, 1);
+}
+
+#[test]
+fn a_program_that_was_detached_is_attached_again() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.step_until_quiet();
+    let drift = |part, ifindex| Drift {
+        part,
+        ifindex,
+        found: "another".to_owned(),
+        error: None,
+    };
+    fixture.engine.kernel.drifts = vec![
+        drift(DriftedPart::Program, Some(8)),
+        drift(DriftedPart::LinkPin, Some(7)),
+        drift(DriftedPart::TablePin, None),
+        drift(DriftedPart::Program, Some(9)),
+    ];
+    fixture.engine.kernel.done.clear();
+    fixture.engine.verify();
+    assert!(!fixture.engine.is_settled());
+    fixture.step_until_quiet();
+    assert_eq!(fixture.engine.kernel.done, ["attach 8"]);
+    assert!(fixture.engine.is_settled());
+    let repairs = fixture.engine.repairs();
+    let counts: Vec<_> = repairs
+        .iter()
+        .map(|(what, count)| (*what, *count))
+        .collect();
+    assert_eq!(
+        counts,
+        [
+            ("endpoint_row", 0),
+            ("link_pin", 1),
+            ("program", 2),
+            ("table_pin", 1)
+        ]
+    );
 }

@@ -2,7 +2,7 @@
 
 use policy_core::op::Op;
 
-use crate::dataplane::{ApplyError, AttachError, Dataplane, Haste, LinkLayer};
+use crate::dataplane::{ApplyError, AttachError, Dataplane, Drift, Haste, LinkLayer};
 
 /// Executes what the engine decides.
 pub trait Kernel {
@@ -24,6 +24,8 @@ pub trait Kernel {
     fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError>;
     /// See [`Dataplane::prune`].
     fn prune(&mut self) -> Result<Vec<u32>, AttachError>;
+    /// See [`Dataplane::verify`].
+    fn verify(&mut self) -> Vec<Drift>;
 }
 
 impl Kernel for Dataplane {
@@ -50,5 +52,8 @@ impl Kernel for Dataplane {
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         self.prune()
+    }
+    fn verify(&mut self) -> Vec<Drift> {
+        self.verify()
     }
 }

@@ -63,6 +63,12 @@ const WAITING_QUERIES: usize = 256;
 /// How often the loop shows that it lives, and looks for lost events.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// How often the kernel is compared with what was put there.
+const VERIFY: Duration = Duration::from_secs(5);
+
+/// How long after a look at the interfaces, which mostly means that links changed.
+const VERIFY_AFTER_SCAN: Duration = Duration::from_millis(200);
+
 /// How long after a failure a grace period is waited for again.
 const GRACE_RETRY: Duration = Duration::from_secs(1);
 
@@ -264,6 +270,7 @@ impl Agent {
         }
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verify_at = Instant::now() + VERIFY;
         let mut trimmed = false;
         let mut grace: Option<JoinHandle<()>> = None;
         loop {
@@ -299,6 +306,7 @@ impl Agent {
                     }
                 }
                 report = self.discovery.next() => {
+                    verify_at = verify_at.min(Instant::now() + VERIFY_AFTER_SCAN);
                     self.scanned(report.context("the search for pod interfaces ended")?);
                 }
                 Some(query) = self.queries.recv() => {
@@ -322,6 +330,10 @@ impl Agent {
                 _ = beat.tick() => {
                     self.report_losses();
                     self.move_overtaken();
+                }
+                () = sleep_until(verify_at.into()) => {
+                    self.engine.verify();
+                    verify_at = Instant::now() + VERIFY;
                 }
                 () = retry => {}
             }

@@ -190,6 +190,7 @@ impl Agent {
             identities: self.engine.compiler.identity_count(),
             tables: dataplane.written_tables(),
             operations: self.engine.operations().clone(),
+            repairs: self.engine.repairs().clone(),
             pending_operations: self.engine.pending_operations(),
             revision: self.engine.revision(),
             enforced_revision: self.engine.enforced_revision(),

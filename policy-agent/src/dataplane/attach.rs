@@ -103,11 +103,18 @@ pub struct Attached {
 
 /// What holds the programs at an interface.
 pub(super) struct Attachment {
-    ifindex: u32,
+    pub(super) ifindex: u32,
     interface: String,
-    mode: Mode,
-    /// Kept open beside their pins, for TCX.
-    _links: Vec<FdLink>,
+    pub(super) mode: Mode,
+    /// Kept open beside their pins, for TCX; in the order of [`PROGRAMS`].
+    pub(super) links: Vec<FdLink>,
+}
+
+/// What was found of filters that were to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filter {
+    Missing,
+    Replaced,
 }
 
 impl Attachment {
@@ -154,7 +161,8 @@ pub(super) fn attach(
             }),
             Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
                 .map_err(|error| Failure::from(ProgramError::from(error)))
-                .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin)),
+                .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin))
+                .map(|_| ()),
         };
         let attached = attached.and_then(|()| clear_other(bpffs, ifindex, &interface, name, mode));
         if let Err(error) = attached {
@@ -164,7 +172,7 @@ pub(super) fn attach(
                 ifindex,
                 interface,
                 mode,
-                _links: links,
+                links,
             };
             if let Err(left) = detach(bpffs, half) {
                 tracing::warn!(ifindex, error = %left, "a half attached interface stays so");
@@ -178,7 +186,7 @@ pub(super) fn attach(
             ifindex,
             interface: interface.clone(),
             mode,
-            _links: links,
+            links,
         };
         detach(bpffs, attachment)?;
         return Err(AttachError::InterfaceGone { ifindex, interface });
@@ -187,7 +195,7 @@ pub(super) fn attach(
         ifindex,
         interface,
         mode,
-        _links: links,
+        links,
     })
 }
 
@@ -329,7 +337,7 @@ pub(super) fn attach_clsact(
     attach_type: TcAttachType,
     handle: TcHandle,
     pin: &Path,
-) -> Result<(), Failure> {
+) -> Result<Filter, Failure> {
     // First, so that there is never a filter without its mark.
     remove_pin(pin)?;
     program
@@ -342,17 +350,57 @@ pub(super) fn attach_clsact(
     };
     let attached =
         program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options));
-    let id = match attached {
+    let (id, found) = match attached {
         Err(ProgramError::TcError(TcError::NetlinkError(error)))
             if error.raw_os_error() == Some(libc::EEXIST) =>
         {
             let old = clsact_link(interface, attach_type, handle).map_err(Failure::Pin)?;
-            program.attach_to_link(old)?
+            (program.attach_to_link(old)?, Filter::Replaced)
         }
-        other => other?,
+        other => (other?, Filter::Missing),
     };
     // Dropping the link would detach the filter; it is found again by priority and handle.
     std::mem::forget(program.take_link(id)?);
+    Ok(found)
+}
+
+/// Puts filters again where they are to be, each at once in the place of the one that is there, and says which
+/// were missing. An interface that is gone misses none.
+pub(super) fn renew_clsact(
+    ebpf: &mut Ebpf,
+    bpffs: &Path,
+    attachment: &Attachment,
+) -> Result<Vec<&'static str>, AttachError> {
+    let (ifindex, mut missing) = (attachment.ifindex, Vec::new());
+    let Ok(interface) = current_name(ifindex, &attachment.interface) else {
+        return Ok(missing);
+    };
+    for (name, attach_type) in PROGRAMS {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(AttachError::NotLoaded(name))?;
+        let pin = pin_path(bpffs, ifindex, name, Mode::Clsact);
+        let found = clsact::add(bpffs, ifindex, &interface)
+            .map_err(|error| Failure::from(ProgramError::from(error)))
+            .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin));
+        match found {
+            Ok(Filter::Missing) => missing.push(name),
+            Ok(Filter::Replaced) => {}
+            Err(error) => return Err(explain(error, name, ifindex, &interface, &pin)),
+        }
+    }
+    Ok(missing)
+}
+
+/// Lets go of a TCX link, so that the program can be attached anew before all others.
+pub(super) fn release(bpffs: &Path, attachment: &mut Attachment, program: &str) -> io::Result<()> {
+    let pin = pin_path(bpffs, attachment.ifindex, program, Mode::Tcx);
+    unless_gone(fs::remove_file(&pin))?;
+    let place = PROGRAMS.iter().position(|(name, _)| *name == program);
+    if let Some(place) = place.filter(|place| *place < attachment.links.len()) {
+        drop(attachment.links.remove(place));
+    }
     Ok(())
 }
 
@@ -370,7 +418,7 @@ pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachE
         ifindex,
         interface,
         mode,
-        _links: links,
+        links,
     } = attachment;
     for (name, attach_type) in PROGRAMS {
         if mode == Mode::Clsact {

@@ -4,7 +4,7 @@
 //! that it adds, as an empty directory `clsact/IFINDEX` beside the pins: bpffs holds no plain files, and
 //! a pin would keep a program and its maps alive.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,29 @@ pub(super) async fn filters(
         }
     }
     Ok(filters)
+}
+
+/// The filters at each of these interfaces, for callers that are not asynchronous.
+pub(super) fn look(ifindices: Vec<u32>) -> io::Result<BTreeMap<u32, Vec<Filter>>> {
+    // A thread of its own, in this thread's network namespace: a runtime does not start within another one.
+    let asking = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        runtime.block_on(async {
+            let (connection, netlink, _) = rtnetlink::new_connection()?;
+            tokio::spawn(connection);
+            let mut found = BTreeMap::new();
+            for ifindex in ifindices {
+                let there = filters(&netlink, ifindex).await;
+                found.insert(ifindex, there.map_err(io::Error::other)?);
+            }
+            Ok(found)
+        })
+    });
+    asking
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread that asks netlink failed")))
 }
 
 /// Removes the qdisc of an interface, with all that is in it; that it is gone already is no error.

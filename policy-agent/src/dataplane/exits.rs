@@ -77,7 +77,7 @@ pub(super) fn attach(
         Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
             .map_err(|error| Failure::from(ProgramError::from(error)))
             .and_then(|()| {
-                attach::attach_clsact(program, &interface, ATTACH_TYPE, HANDLE, &pin).map(|()| None)
+                attach::attach_clsact(program, &interface, ATTACH_TYPE, HANDLE, &pin).map(|_| None)
             }),
     };
     let link = attached.map_err(|error| attach::explain(error, name, ifindex, &interface, &pin))?;

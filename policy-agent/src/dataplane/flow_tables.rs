@@ -1,4 +1,4 @@
-//! Rows of the tables that the programs write, counted in the kernel's batches.
+//! Rows of the tables that the programs write, counted and copied in the kernel's batches.
 //!
 //! Nobody keeps count of them, so they are looked at one by one, which costs some 0.3 µs a row: 0.3 s
 //! for a million rows, a quarter of what asking for key after key costs. The walk goes through the hash buckets once, so packets that add and remove rows meanwhile
@@ -9,13 +9,15 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Map, MapError};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use policy_common::flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKey, FragmentPorts};
 use policy_common::map::{self, MapSpec};
 
 use super::TableUse;
+use super::counted::{BPF_NOEXIST, is};
 use super::error::LoadError;
 use super::load::take;
+use super::row::Row;
 
 /// Rows copied out of the kernel at a time. The kernel gives no part of a bucket; one with more rows
 /// than this means that its hash is broken.
@@ -93,25 +95,75 @@ fn descriptor(
     let Map::LruHashMap(data) = take(ebpf, name)? else {
         return Err(failed(MapError::InvalidMapType { map_type: 0 }));
     };
-    let info = data.info().map_err(failed)?;
+    descriptor_of(&data, key_size, value_size).map_err(failed)
+}
+
+fn descriptor_of(data: &MapData, key_size: usize, value_size: usize) -> Result<OwnedFd, MapError> {
+    let info = data.info()?;
     // What is copied out of the kernel is as large as the kernel thinks.
     let (key, value) = (info.key_size() as usize, info.value_size() as usize);
     if key != key_size {
-        return Err(failed(MapError::InvalidKeySize {
+        return Err(MapError::InvalidKeySize {
             size: key,
             expected: key_size,
-        }));
+        });
     }
     if value != value_size {
-        return Err(failed(MapError::InvalidValueSize {
+        return Err(MapError::InvalidValueSize {
             size: value,
             expected: value_size,
-        }));
+        });
     }
     data.fd()
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|error| failed(MapError::IoError(error)))
+        .map_err(MapError::IoError)
+}
+
+/// Carries connections over from a table that another one replaces.
+pub(super) struct Move<K> {
+    from: FlowTable,
+    to: HashMap<MapData, Row<K>, Row<Flow>>,
+}
+
+impl<K: bytemuck::Pod> Move<K> {
+    /// From one table to another; both must have keys of this type.
+    pub(super) fn new(name: &'static str, from: MapData, to: MapData) -> Result<Self, MapError> {
+        let (key_size, value_size) = (size_of::<K>(), size_of::<Flow>());
+        let from = FlowTable {
+            name,
+            capacity: from.info()?.max_entries(),
+            map: descriptor_of(&from, key_size, value_size)?,
+            key_size,
+            value_size,
+        };
+        Ok(Self {
+            from,
+            to: Map::LruHashMap(to).try_into()?,
+        })
+    }
+
+    /// Copies what the other table lacks of an endpoint's connections.
+    pub(super) fn carry_over(&mut self, endpoint: u32) -> io::Result<()> {
+        let failed =
+            |error: MapError| io::Error::other(format!("table {}: {error}", self.from.name));
+        self.from.walk(|keys, values| {
+            let keys = keys.chunks_exact(self.from.key_size);
+            let rows = keys.zip(values.chunks_exact(self.from.value_size));
+            // Every key begins with the endpoint's id.
+            for (key, value) in rows.filter(|(key, _)| key.starts_with(&endpoint.to_ne_bytes())) {
+                let (key, value) = (
+                    bytemuck::pod_read_unaligned(key),
+                    bytemuck::pod_read_unaligned(value),
+                );
+                match self.to.insert(Row(key), Row(value), BPF_NOEXIST) {
+                    Err(error) if !is(&error, libc::EEXIST) => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+    }
 }
 
 /// `union bpf_attr` for the batch commands (`linux/bpf.h`).
@@ -129,16 +181,29 @@ struct BatchAttr {
 
 impl FlowTable {
     fn rows(&self) -> io::Result<u64> {
+        let mut rows = 0;
+        self.walk(|keys, _| {
+            rows += (keys.len() / self.key_size) as u64;
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// Shows `visit` batch after batch of keys and their values.
+    fn walk(&self, mut visit: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut keys = vec![0_u8; BATCH * self.key_size];
         let mut values = vec![0_u8; BATCH * self.value_size];
         let mut position: Option<u32> = None;
-        let mut rows = 0;
         loop {
             let (found, next) = self.batch(position, &mut keys, &mut values)?;
-            rows += u64::from(found);
+            let found = found as usize;
+            visit(
+                &keys[..found * self.key_size],
+                &values[..found * self.value_size],
+            )?;
             match next {
                 Some(next) => position = Some(next),
-                None => return Ok(rows),
+                None => return Ok(()),
             }
         }
     }

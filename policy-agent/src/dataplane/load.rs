@@ -13,11 +13,14 @@ use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
 use policy_common::service::MarkBits;
 
+use super::changeover::Changeover;
 use super::error::LoadError;
+use super::pinned::Found;
 use super::removal::unless_gone;
 use super::row::Row;
 use super::tables::Tables;
-use super::{Dataplane, attach, bpffs, clock, pinned};
+use super::verify::TablePins;
+use super::{Dataplane, attach, bpffs, changeover, clock, pinned};
 
 /// The eBPF object, empty when the build was told of none.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
@@ -100,11 +103,15 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     for (name, capacity) in &capacities {
         loader.map_max_entries(name, *capacity);
     }
-    let adopts = config.pin && pinned::fit(&config.bpffs, &capacities, config.mark);
-    if adopts {
-        for spec in map::ALL {
-            loader.map_pin_path(spec.name, config.bpffs.join(spec.name));
-        }
+    let found = if config.pin {
+        changeover::recover(&config.bpffs)?;
+        pinned::look(&config.bpffs, &capacities, config.mark)
+    } else {
+        Found::Nothing
+    };
+    let reused = found.reused();
+    for name in &reused {
+        loader.map_pin_path(name, config.bpffs.join(name));
     }
     let mut ebpf = loader.load(OBJECT).map_err(refused)?;
     for name in [FROM_POD, TO_POD, EXIT, EXIT_L3] {
@@ -119,8 +126,13 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     }
     if config.pin {
         let links_dir = attach::links(&config.bpffs);
-        if !adopts {
-            pin_maps(&ebpf, &config.bpffs)?;
+        match found {
+            Found::Nothing => {
+                changeover::forget(&config.bpffs)?;
+                pin_maps(&ebpf, &config.bpffs)?;
+            }
+            Found::All => {}
+            Found::Some(_) => Changeover::stage(&ebpf, &config.bpffs, &reused)?,
         }
         fs::create_dir_all(&links_dir).map_err(|source| LoadError::Pin {
             path: links_dir.clone(),
@@ -128,11 +140,22 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         })?;
     }
     let mut tables = Tables::new(&mut ebpf, &capacities)?;
-    let former = match adopts {
-        true => Some(tables.read().map_err(LoadError::Former)?),
+    let former = match found {
+        Found::Nothing => None,
+        Found::All => Some(tables.read().map_err(LoadError::Former)?),
+        Found::Some(kept) => Some(kept.former),
+    };
+    let table_pins = match config.pin {
+        // What waits is ours, and what it is to replace is not.
+        true => Some(TablePins::open([
+            &changeover::next(&config.bpffs),
+            &config.bpffs,
+        ])?),
         false => None,
     };
     Ok(Dataplane {
+        table_pins,
+        changeover: config.pin.then(|| Changeover::begin(&config.bpffs)),
         ebpf,
         tables,
         former,

@@ -7,6 +7,7 @@
 
 mod attach;
 mod bpffs;
+mod changeover;
 mod clock;
 mod clsact;
 mod counted;
@@ -22,6 +23,8 @@ mod pinned;
 mod removal;
 mod row;
 mod tables;
+mod tcx;
+mod verify;
 
 pub use attach::{Attached, Haste, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
@@ -33,6 +36,7 @@ pub use installed::{Installed, Part};
 pub use load::{DataplaneConfig, OBJECT};
 pub use removal::remove;
 pub use tables::{CounterRow, TableUse};
+pub use verify::{Drift, DriftedPart};
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,8 +47,10 @@ use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
 
 use attach::Attachment;
+use changeover::Changeover;
 use exits::Exit;
 use tables::Tables;
+use verify::TablePins;
 
 /// The loaded programs and maps, and the interfaces that the programs are attached to.
 pub struct Dataplane {
@@ -52,6 +58,9 @@ pub struct Dataplane {
     tables: Tables,
     /// What an earlier agent left in the tables.
     former: Option<Former>,
+    /// From the tables of an earlier agent to those in use; none where nothing is pinned.
+    changeover: Option<Changeover>,
+    table_pins: Option<TablePins>,
     attachments: BTreeMap<u32, Attachment>,
     exits: BTreeMap<u32, Exit>,
     /// Directory for pins.
@@ -61,14 +70,15 @@ pub struct Dataplane {
 impl Dataplane {
     /// Checks the kernel, mounts bpffs where it is missing, and loads the programs: with the tables that an
     /// earlier agent left pinned under `config.bpffs`, where they are of the same layout and size, or else
-    /// with tables of their own, which are pinned there. Programs that an earlier agent left attached
+    /// with tables of their own beside those, which take their place when they are filled. Programs that an earlier agent left attached
     /// go on enforcing until [`Dataplane::attach`] replaces them or [`Dataplane::prune`] removes them.
     pub fn load(config: &DataplaneConfig) -> Result<Self, LoadError> {
         load::load(config)
     }
 
-    /// What an earlier agent left in the tables, once: they are in use, and a compiler has to lead over
-    /// from there. `None` for tables of our own.
+    /// What an earlier agent left, once: the tables are in use, and a compiler has to lead over from there; of
+    /// tables that are made anew, the endpoints alone, which are to keep their ids. `None` where there was
+    /// nothing.
     pub fn take_former(&mut self) -> Option<Former> {
         self.former.take()
     }
@@ -80,15 +90,30 @@ impl Dataplane {
 
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
     /// place. Where an earlier agent's programs are attached, they are replaced without a gap, and
-    /// stay attached the way they are.
+    /// stay attached the way they are; where ours are already, what is not at its place is attached again,
+    /// before all others.
     pub fn attach(
         &mut self,
         ifindex: u32,
         interface: &str,
         haste: Haste,
     ) -> Result<(), AttachError> {
+        // Attaching begins once the tables are filled, and every time both ends of it must see what is known of
+        // the endpoint's connections: the programs before these went on until now.
+        let endpoint = self.tables.endpoint(ifindex).map_or(0, |row| row.id);
+        if let Some(changeover) = &mut self.changeover {
+            changeover.commit().map_err(|source| AttachError::Pin {
+                path: self.bpffs.clone(),
+                source,
+            })?;
+            changeover.carry_over(endpoint);
+        }
+        self.release_displaced(ifindex)?;
         let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface, haste)?;
         self.attachments.insert(ifindex, attachment);
+        if let Some(changeover) = &mut self.changeover {
+            changeover.carry_over(endpoint);
+        }
         Ok(())
     }
 
@@ -133,6 +158,12 @@ impl Dataplane {
     /// Removes what an earlier agent left attached to interfaces that are not attached now, and
     /// returns the interfaces. To be called once every local endpoint and exit is attached, never before.
     pub fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
+        if let Some(changeover) = &mut self.changeover {
+            changeover.finish().map_err(|source| AttachError::Pin {
+                path: self.bpffs.clone(),
+                source,
+            })?;
+        }
         attach::prune(&self.bpffs, &self.attachments, &self.exits)
     }
 

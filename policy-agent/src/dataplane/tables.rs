@@ -25,6 +25,7 @@ use super::flow_tables::FlowTables;
 use super::grace;
 use super::load::{Data, take_as};
 use super::row::Row;
+use super::verify::{Drift, DriftedPart};
 
 /// One row of [`super::Dataplane::counters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub(super) struct Tables {
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
     counted_rules: HashMap<u32, u16>,
+    /// Rows of endpoints, as they are to be.
+    rows: BTreeMap<u32, Endpoint>,
     counters: PerCpuArray<Data, Row<Counter>>,
     event_budget: PerCpuArray<Data, Row<EventBudget>>,
     flows: FlowTables,
@@ -102,6 +105,7 @@ impl Tables {
             })?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
             counted_rules: HashMap::new(),
+            rows: BTreeMap::new(),
             counters: take_as(ebpf, map::COUNTERS.name)?,
             event_budget: take_as(ebpf, map::EVENT_BUDGET.name)?,
             flows: FlowTables::new(ebpf, capacity)?,
@@ -257,6 +261,7 @@ impl Tables {
 
     /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there.
     fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
+        self.rows.insert(ifindex, endpoint);
         let former = self.slot_of(ifindex)?;
         let slot = slot(endpoint);
         if slot != 0 {
@@ -273,8 +278,41 @@ impl Tables {
         self.clear_slot(former, ifindex)
     }
 
+    /// Writes rows of endpoints again that are not as they were written, and lists them.
+    pub(super) fn verify_endpoints(&mut self) -> Vec<Drift> {
+        let mut drifts = Vec::new();
+        for (ifindex, row) in self.rows.clone() {
+            let found = if ifindex < self.endpoints.capacity() {
+                let found = self.endpoints.get(ifindex);
+                found.map_err(|source| ApplyError::map(map::ENDPOINTS.name, source))
+            } else {
+                let found = self.endpoints_ext.get(Ifindex { ifindex });
+                found.map(Option::unwrap_or_default)
+            };
+            let found = match found {
+                Ok(found) if found == row => continue,
+                Ok(found) => format!("{found:?} instead of {row:?}"),
+                Err(error) => error.to_string(),
+            };
+            let outcome = self.put_endpoint(ifindex, row);
+            drifts.push(Drift {
+                part: DriftedPart::EndpointRow,
+                ifindex: (ifindex != Former::GENERATION).then_some(ifindex),
+                found,
+                error: outcome.err().map(|error| error.to_string()),
+            });
+        }
+        drifts
+    }
+
+    /// An endpoint's row as it was written last.
+    pub(super) fn endpoint(&self, ifindex: u32) -> Option<Endpoint> {
+        self.rows.get(&ifindex).copied()
+    }
+
     fn delete_endpoint(&mut self, ifindex: u32) -> Result<(), ApplyError> {
         let former = self.slot_of(ifindex)?;
+        self.rows.remove(&ifindex);
         if ifindex < self.endpoints.capacity() {
             self.endpoints.put(ifindex, Endpoint::zeroed())?;
         } else {

@@ -201,6 +201,14 @@ impl Scrape {
                 .iter()
                 .map(|(kind, tally)| ([("kind", kind)], tally.failed)),
         )?;
+        page.counters(
+            "repairs",
+            "What was not as the agent had put it, by what it is; all is put right.",
+            self.snapshot
+                .repairs
+                .iter()
+                .map(|(what, count)| ([("what", *what)], *count)),
+        )?;
         page.gauge(
             "pending_operations",
             "Operations that are planned and not done yet.",

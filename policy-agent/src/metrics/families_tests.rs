@@ -12,7 +12,7 @@ use policy_core::PolicyCounts;
 
 use super::*;
 use crate::agent::{Arrival, EndpointState, ExitState, Health};
-use crate::dataplane::{CounterRow, TableUse};
+use crate::dataplane::{CounterRow, DriftedPart, TableUse};
 use crate::datastore::{NodePresence, Outage, Problem, Report, ResourceReport};
 use crate::metrics::Lost;
 use crate::report::Condition;
@@ -74,6 +74,7 @@ fn fresh() -> Scrape {
             tables: tables.collect(),
             counters: counters.collect(),
             conditions,
+            repairs: DriftedPart::ALL.map(|part| (part.as_str(), 0)).into(),
             ..Snapshot::default()
         },
         process: ProcessUse::default(),

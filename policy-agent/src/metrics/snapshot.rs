@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub tables: Vec<TableUse>,
     /// What was asked of the kernel.
     pub operations: Operations,
+    /// What had drifted in the kernel and was put right, by part; every part is there.
+    pub repairs: BTreeMap<&'static str, u64>,
     /// Operations not executed yet.
     pub pending_operations: usize,
     /// Number of the last compiled state.

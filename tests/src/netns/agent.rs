@@ -116,6 +116,18 @@ impl<'a> Agent<'a> {
         Self::spawn_from(node, Source::Files)
     }
 
+    /// Starts an agent with these settings besides, without waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none to start.
+    pub fn spawn_with(node: &'a Node, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Self::command(node)?;
+        command.envs(settings.iter().copied());
+        let process = Process::spawn("policy-agent", command, node.log_file())?;
+        Ok(Self { node, process })
+    }
+
     /// Starts an agent that reads from `source`, without waiting for it.
     ///
     /// # Errors
@@ -309,6 +321,12 @@ impl<'a> Agent<'a> {
     /// When it does not end well.
     pub fn stop(self) -> Result<()> {
         self.process.stop()
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        self.node
     }
 
     /// Number of its process.

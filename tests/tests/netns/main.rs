@@ -9,10 +9,13 @@
 
 mod cluster;
 mod demo;
+mod drift;
 mod flows;
+mod interfaces;
 mod lifecycle;
 mod metrics;
 mod node;
+mod persistence;
 mod policies;
 mod privileges;
 mod protocols;

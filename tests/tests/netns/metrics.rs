@@ -1,5 +1,6 @@
 //! What Prometheus and kubelet see.
 
+use policy_agent::dataplane::DriftedPart;
 use policy_common::map;
 use policy_common::verdict::Reason;
 use policy_core::op::Op;
@@ -36,6 +37,7 @@ fn every_series_is_there_from_the_start() {
         ("portcullis_table_capacity", map::ALL.len() - 3),
         ("portcullis_operations_total", operations),
         ("portcullis_operation_errors_total", operations),
+        ("portcullis_repairs_total", DriftedPart::ALL.len()),
         ("portcullis_packets_total", pairs),
         ("portcullis_bytes_total", pairs),
         ("portcullis_events_lost_total", 3),

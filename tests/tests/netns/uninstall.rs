@@ -30,7 +30,7 @@ fn said(output: &Output) -> (String, String, Option<i32>) {
 }
 
 /// Uninstalls and expects that nothing is left.
-fn uninstall(node: &Node) -> String {
+pub(super) fn uninstall(node: &Node) -> String {
     let (out, error, code) = said(&Agent::uninstall(node).unwrap());
     assert_eq!((error.as_str(), code), ("", Some(0)), "{out}");
     assert!(out.contains("nothing is left: "), "{out}");
@@ -38,14 +38,22 @@ fn uninstall(node: &Node) -> String {
 }
 
 /// Programs and maps, by the kernel's ids.
-struct Loaded {
+#[derive(Default)]
+pub(super) struct Loaded {
     programs: BTreeSet<u32>,
     maps: BTreeSet<u32>,
 }
 
 impl Loaded {
-    /// The agent's programs with all their maps.
-    fn of(agent: &Agent<'_>) -> Self {
+    /// The agent's programs with all their maps, and what else it has pinned as one.
+    pub(super) fn of(agent: &Agent<'_>) -> Self {
+        let mut loaded = Self::default();
+        loaded.add(agent);
+        loaded
+    }
+
+    /// Another agent's as well.
+    pub(super) fn add(&mut self, agent: &Agent<'_>) {
         let status = agent.status().unwrap();
         let programs: BTreeSet<u32> = status
             .programs
@@ -55,13 +63,18 @@ impl Loaded {
         let maps = loaded_programs()
             .flatten()
             .filter(|info| programs.contains(&info.id()))
-            .flat_map(|info| info.map_ids().unwrap().unwrap())
-            .collect();
-        Self { programs, maps }
+            .flat_map(|info| info.map_ids().unwrap().unwrap());
+        self.maps.extend(maps);
+        let pinned = policy_common::map::ALL.iter().map(|spec| {
+            let pin = agent.node().bpffs().join(spec.name);
+            aya::maps::MapInfo::from_pin(pin).unwrap().id()
+        });
+        self.maps.extend(pinned);
+        self.programs.extend(programs);
     }
 
     /// How many of them the kernel still has. What comes and goes meanwhile is none of them.
-    fn still(&self) -> (usize, usize) {
+    pub(super) fn still(&self) -> (usize, usize) {
         let programs = loaded_programs().flatten().map(|info| info.id());
         let maps = loaded_maps().flatten().map(|info| info.id());
         (
