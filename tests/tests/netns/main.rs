@@ -16,6 +16,7 @@ mod node;
 mod policies;
 mod privileges;
 mod protocols;
+mod services;
 mod uninstall;
 
 use portcullis_tests::netns::{Expected, Form, Host, Node, PodSpec, What, check};
