@@ -31,6 +31,12 @@ fn connections_reach_backends_without_an_agent(form: Form) {
     let cast = Cast::new(form);
     let outside = cast.node.add_outside("out", 9).unwrap();
     let node = cast.node.netns();
+    // What is not translated has to lead somewhere, for kube-proxy to refuse it on the way.
+    let [v4, v6] = outside.addresses();
+    node.ip(&format!(
+        "route add 0.0.0.0/0 via {v4}\nroute add ::/0 via {v6}"
+    ))
+    .unwrap();
     let networks = ["10.244.0.0/24", "fd00:10:244::/64"].map(|network| network.parse().unwrap());
     for mode in Mode::ALL {
         let mut proxy = KubeProxy::new(mode, &networks);
