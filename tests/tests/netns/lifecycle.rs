@@ -198,7 +198,11 @@ fn what_changed_while_no_agent_ran(form: Form) {
             (&db, &tool, Tcp(80), true),
         ],
     );
-    assert_eq!(pinned_links(&node), 6, "db, new and client");
+    assert_eq!(
+        pinned_links(&node),
+        7,
+        "both of db, new and client; an exit where tool was"
+    );
     let mut interfaces: Vec<_> = agent
         .status()
         .unwrap()

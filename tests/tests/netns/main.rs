@@ -19,6 +19,7 @@ mod persistence;
 mod policies;
 mod privileges;
 mod protocols;
+mod services;
 mod uninstall;
 
 use portcullis_tests::netns::{Expected, Form, Host, Node, PodSpec, What, check};

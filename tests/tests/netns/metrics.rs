@@ -28,9 +28,10 @@ fn every_series_is_there_from_the_start() {
     assert!(page.text.ends_with("\n# EOF\n"), "{}", page.text);
     let pairs = 2 * Reason::ALL.len();
     // Those of the tables, and attaching and detaching.
-    let operations = Op::KINDS.len() + 2;
+    let operations = Op::KINDS.len() + 4;
     let rows = [
         ("portcullis_endpoints", 4),
+        ("portcullis_exits", 3),
         ("portcullis_policies", 3),
         // Counters, budget and ring buffer have no rows.
         ("portcullis_table_rows", map::ALL.len() - 3),
@@ -43,7 +44,7 @@ fn every_series_is_there_from_the_start() {
         ("portcullis_events_lost_total", 3),
         ("portcullis_event_to_enforced_seconds_count", 1),
         ("portcullis_datastore_problems", 2),
-        ("portcullis_condition", 5),
+        ("portcullis_condition", 6),
         ("portcullis_pod_starts_mode", 2),
         ("portcullis_build_info", 1),
         ("process_resident_memory_bytes", 1),

@@ -24,8 +24,9 @@ fn the_node_always_reaches_its_pods(form: Form) {
             (node, db, Udp(53), true),
             (node, db, Fragments(53), true),
             (node, db, Ping, true),
-            (db, node, Tcp(80), false),
-            (db, node, Ping, false),
+            // Not a Service: delivered here, past no exit.
+            (db, node, Tcp(80), true),
+            (db, node, Ping, true),
         ],
     );
     let mut flow = Flow::open(node.netns(), db.netns(), db.address(Family::V4), 9000).unwrap();

@@ -115,7 +115,6 @@ fn nothing_is_left_and_traffic_is_not_judged(form: Form) {
     for part in [
         "removed from_pod (program ",
         "removed to_pod (program ",
-        "removed exit (program ",
         " at pcl-veth1 (ifindex ",
         &format!("removed pin {}/endpoints\n", node.bpffs().display()),
         &format!("removed directory {}\n", node.bpffs().display()),

@@ -57,12 +57,12 @@ fn text(rules: &Rules) -> String {
          {ip} daddr . meta l4proto . th dport vmap @service-ips\n\
          fib daddr type local meta l4proto . th dport vmap @service-nodeports\n\
          }}\n\
-         chain reject {{\n{reject}}}\n\
+         chain no-endpoints {{\n{reject}}}\n\
          chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services\n }}\n\
          chain nat-output {{ type nat hook output priority -100; jump services\n }}\n\
          chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading\n{leaving} }}\n\
-         chain filter-forward {{ type filter hook forward priority -110; ct state new jump reject\n }}\n\
-         chain filter-output {{ type filter hook output priority -110; ct state new jump reject\n }}\n\
+         chain filter-forward {{ type filter hook forward priority -110; ct state new jump no-endpoints\n }}\n\
+         chain filter-output {{ type filter hook output priority -110; ct state new jump no-endpoints\n }}\n\
          }}\n",
         chains = table.chains,
         address = words.address,
