@@ -12,6 +12,7 @@ mod installed;
 mod many;
 mod nodes;
 mod observer;
+mod overtaken;
 mod runner;
 mod starts;
 

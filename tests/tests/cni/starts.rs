@@ -162,7 +162,7 @@ fn what_was_announced_outlives_the_agent(plugin: &str) {
 }
 
 /// The veth's name, which is the last interface without a sandbox.
-fn host_interface(pod: &Sandbox) -> String {
+pub(crate) fn host_interface(pod: &Sandbox) -> String {
     let interfaces = pod.result()["interfaces"].as_array().unwrap();
     let on_host =
         |interface: &&serde_json::Value| interface["sandbox"].as_str().is_none_or(str::is_empty);
