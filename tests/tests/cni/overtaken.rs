@@ -71,11 +71,11 @@ fn bpf(command: i64, attributes: &[u64; 16]) -> OwnedFd {
     };
     let fd = i32::try_from(result).unwrap();
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: a new descriptor, or that of standard input, of which a copy is made.
-    match fd {
-        0 => std::io::stdin().as_fd().try_clone_to_owned().unwrap(),
-        _ => unsafe { OwnedFd::from_raw_fd(fd) },
+    if fd == 0 {
+        return std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     }
+    // SAFETY: a new descriptor, which nobody else has.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 #[test]
