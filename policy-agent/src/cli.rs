@@ -29,7 +29,7 @@ enum Command {
     Run(Box<Settings>),
     /// Put policy-cni into this node's CNI configuration, so that no pod runs before it is protected
     #[command(after_help = INSTALL_CNI_HELP)]
-    InstallCni(InstallCni),
+    InstallCni(Box<InstallCni>),
     /// Print a completion script, such as for `source <(policy-agent completion bash)`
     Completion(Completion),
     /// Take everything off this node that agents put there, and prove that nothing is left

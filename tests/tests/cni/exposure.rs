@@ -20,7 +20,7 @@ fn exposure_without_the_plugin() {
     let node = machine();
     let (network, outside) = network(&node, "ptp");
     let network = network.watched();
-    let _observer = Observer::start(&outside);
+    let _observer = Observer::start(outside.netns());
     let _agent = Agent::start(&node).unwrap();
     let exposures = (0..PODS).map(|number| one(&node, &network, number));
     report("exposed without the plugin", exposures.collect());

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use portcullis_tests::netns::{Agent, Node};
+use portcullis_tests::netns::{Agent, Node, binary};
 
 use super::{machine, network, with_both_plugins};
 
@@ -158,6 +158,36 @@ fn after_uninstall_the_node_is_as_before(plugin: &str) {
     // The others' DEL goes on without ours.
     network.del(&found).unwrap();
     network.del(&told).unwrap();
+}
+
+#[test]
+fn a_read_only_directory_stays_as_it_is_and_is_named() {
+    let node = machine();
+    let directories = Agent::cni_directories(&node);
+    for (_, directory) in &directories {
+        fs::create_dir(directory).unwrap();
+    }
+    let [_, (_, conf)] = &directories;
+    fs::write(conf.join("10-flannel.conflist"), FLANNEL).unwrap();
+    let before = files(conf);
+    let conf_text = conf.display();
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .arg(format!(
+            "mount --bind {conf_text} {conf_text} && mount -o remount,bind,ro {conf_text} && exec \"$0\" install-cni"
+        ))
+        .arg(binary("policy-agent").unwrap())
+        .envs(Agent::cni_directories(&node));
+    let output = command.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("cni-conf/10-flannel.conflist")
+            && error.contains("mount the directory writable"),
+        "{error}"
+    );
+    assert_eq!(files(conf), before);
 }
 
 fn has_tcx(modes: &[&str]) -> bool {

@@ -10,7 +10,9 @@ mod burst;
 mod exposure;
 mod installed;
 mod many;
+mod nodes;
 mod observer;
+mod overtaken;
 mod runner;
 mod starts;
 
@@ -47,9 +49,15 @@ ingress:
 /// The pod network, with a host outside that knows the way to it.
 fn network<'a>(node: &'a Node, plugin: &str) -> (Network<'a>, Host) {
     let outside = node.add_outside("outside", 10).unwrap();
+    make_bridge(node, plugin);
+    (Network::new(node, plugin), outside)
+}
+
+/// Makes the bridge, if there is to be one, before the plugin would.
+fn make_bridge(node: &Node, plugin: &str) {
     if plugin == "bridge" {
-        // The plugin would make it. One that asked for an address before there was a pod with it is not to
-        // wait for long before it asks again.
+        // One that asked for an address before there was a pod with it is not to wait for long before it asks
+        // again.
         let bridge = runner::BRIDGE;
         node.netns()
             .ip(&format!(
@@ -59,5 +67,4 @@ fn network<'a>(node: &'a Node, plugin: &str) -> (Network<'a>, Host) {
         let key = format!("net/ipv4/neigh/{bridge}/retrans_time_ms");
         node.netns().sysctl(&key, "10").unwrap();
     }
-    (Network::new(node, plugin), outside)
 }

@@ -94,7 +94,7 @@ fn no_start_is_against_policy_and_none_is_refused(plugin: &str) {
     let store = node.datastore();
     store.put_namespace("vault", &[]).unwrap();
     store.put_policy("vault", "web-only", VAULT).unwrap();
-    let observer = Observer::start(&host);
+    let observer = Observer::start(host.netns());
     let outside = Outside::new(&host);
     let agent = Agent::start(&node).unwrap();
     store

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use portcullis_tests::netns::Host;
+use portcullis_tests::netns::Netns;
 
 /// The port that is watched.
 pub(crate) const PORT: u16 = 9000;
@@ -26,11 +26,8 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    pub(crate) fn start(outside: &Host) -> Self {
-        let socket = outside
-            .netns()
-            .enter(|| UdpSocket::bind("0.0.0.0:0"))
-            .unwrap();
+    pub(crate) fn start(outside: &Netns) -> Self {
+        let socket = outside.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let rounds = Arc::new(AtomicU64::new(0));
         let (stopped, counted) = (stop.clone(), rounds.clone());

@@ -98,6 +98,13 @@ impl<'a> Network<'a> {
         self
     }
 
+    /// The same as another node's part of the cluster's range.
+    pub(crate) fn numbered(mut self, node: u8) -> Self {
+        let subnet = json!([[{"subnet": format!("10.245.{node}.0/24")}]]);
+        self.plugins[0]["ipam"]["ranges"] = subnet;
+        self
+    }
+
     /// The same with a setting of ours.
     pub(crate) fn with(mut self, name: &str, value: Value) -> Self {
         self.plugins.last_mut().unwrap()[name] = value;

@@ -23,7 +23,7 @@ const STARTS: usize = 20;
 
 /// What the pod's first process hears from its first moment on, for as long as something comes, at most
 /// as long as the observer takes for a few rounds.
-fn heard(netns: &Netns, observer: &Observer) -> u64 {
+pub(crate) fn heard(netns: &Netns, observer: &Observer) -> u64 {
     let socket = netns.enter(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap();
     socket.set_nonblocking(true).unwrap();
     let mut heard = 0;
@@ -39,7 +39,7 @@ fn heard(netns: &Netns, observer: &Observer) -> u64 {
 }
 
 /// One datagram there and back: nothing sends it again if it is lost.
-fn reaches(from: &Sandbox, to: &Sandbox, is_ipv4: bool) -> Outcome {
+pub(crate) fn reaches(from: &Sandbox, to: &Sandbox, is_ipv4: bool) -> Outcome {
     probe(&Probe {
         from: &from.netns,
         to: to.address(is_ipv4),
@@ -52,7 +52,7 @@ fn a_pod_runs_only_once_it_is_enforced(plugin: &str) {
     let node = machine();
     let (network, outside) = network(&node, plugin);
     let store = node.datastore();
-    let observer = Observer::start(&outside);
+    let observer = Observer::start(outside.netns());
     let agent = Agent::start(&node).unwrap();
     network.status().unwrap();
 
@@ -162,7 +162,7 @@ fn what_was_announced_outlives_the_agent(plugin: &str) {
 }
 
 /// The veth's name, which is the last interface without a sandbox.
-fn host_interface(pod: &Sandbox) -> String {
+pub(crate) fn host_interface(pod: &Sandbox) -> String {
     let interfaces = pod.result()["interfaces"].as_array().unwrap();
     let on_host =
         |interface: &&serde_json::Value| interface["sandbox"].as_str().is_none_or(str::is_empty);

@@ -9,6 +9,7 @@
 )]
 
 mod changes;
+mod cni;
 mod faults;
 mod outage;
 mod world;

@@ -392,7 +392,7 @@ fn the_agent_has_no_more_rights_than_it_needs() {
 fn the_plugin_is_installed_before_the_agent_runs_and_without_its_rights() {
     let objects = all_in_one();
     let daemon_set = &objects.daemon_sets[0];
-    let [init] = &pod(daemon_set).init_containers.as_deref().expect("one")[..] else {
+    let [init] = &pod(daemon_set).init_containers.as_deref().expect("one") else {
         panic!("one init container");
     };
     assert_eq!(init.image, container(daemon_set).image);
