@@ -238,12 +238,13 @@ impl Tables {
     }
 
     fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
-        self.rows.insert(ifindex, endpoint);
         if ifindex < self.endpoints.capacity() {
-            self.endpoints.put(ifindex, endpoint)
+            self.endpoints.put(ifindex, endpoint)?;
         } else {
-            self.endpoints_ext.put(Ifindex { ifindex }, endpoint)
+            self.endpoints_ext.put(Ifindex { ifindex }, endpoint)?;
         }
+        self.rows.insert(ifindex, endpoint);
+        Ok(())
     }
 
     /// Writes rows of endpoints again that are not as they were written, and lists them.
