@@ -581,6 +581,47 @@ proptest! {
         prop_assert_eq!(compiler.table_use()["ports"], tables.ports.len());
     }
 
+    /// Tables that are made anew, for endpoints that another compiler gave their ids to, hold what they would
+    /// otherwise; flows that carry those ids are judged again.
+    #[test]
+    fn endpoints_keep_their_ids_in_new_tables(
+        batches in prop::collection::vec(prop::collection::vec(change(), 1..6), 1..5),
+        away in prop::collection::vec(change(), 0..6),
+    ) {
+        let remotes = remotes();
+        let mut before = Tables::default();
+        let mut compiler = Compiler::new(Limits::default());
+        for batch in &batches {
+            compiler.apply(batch.clone()).into_ops().for_each(|op| before.apply(&op));
+        }
+        let former = Tables {
+            endpoints: before.endpoints,
+            generation: before.generation,
+            ..Tables::default()
+        };
+        let mut history = batches.concat();
+        history.extend(away);
+        let mut cluster = Cluster::default();
+        for change in &history {
+            cluster.apply(change.clone());
+        }
+        let mut compiler = Compiler::adopting(Limits::default(), former.clone());
+        let (mut tables, mut anew) = (Tables::default(), Tables::default());
+        compiler.apply(history.clone()).into_ops().for_each(|op| tables.apply(&op));
+        let mut fresh = Compiler::new(Limits::default());
+        fresh.apply(history).into_ops().for_each(|op| anew.apply(&op));
+        prop_assert_eq!(of_tables(&tables, &remotes), of_oracle(&cluster, &tables, &remotes));
+        prop_assert_eq!(sizes(&tables), sizes(&anew));
+        prop_assert!(compiler.take_leftovers().is_empty() && !compiler.is_adopting());
+        for (ifindex, row) in &tables.endpoints {
+            let known = former.endpoints.get(ifindex);
+            match known.filter(|known| addresses(known) == addresses(row)) {
+                Some(known) => prop_assert!(row.id == known.id && row.epoch > known.epoch),
+                None => prop_assert!(row.id >> 16 > former.generation),
+            }
+        }
+    }
+
     /// A flow that was allowed at any moment of a plan, and is denied after it, meets a later epoch.
     #[test]
     fn what_was_allowed_on_the_way_is_judged_again(

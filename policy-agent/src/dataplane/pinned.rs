@@ -43,7 +43,7 @@ pub(super) enum Found {
     All,
     /// Some tables are not as they are wanted now, or their rows mean something else, or there is no room in
     /// them for new rows beside those that are there.
-    Some(Kept),
+    Some(Box<Kept>),
 }
 
 /// What goes over to tables that are made anew.
@@ -140,10 +140,10 @@ pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>, mark: M
         }
     };
     let reused = WRITTEN_BY_PROGRAMS.iter().map(|spec| spec.name);
-    Found::Some(Kept {
+    Found::Some(Box::new(Kept {
         reused: reused.filter(|name| fits[name] == Fit::Fits).collect(),
         former,
-    })
+    }))
 }
 
 impl Fit {

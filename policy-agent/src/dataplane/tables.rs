@@ -261,7 +261,6 @@ impl Tables {
 
     /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there.
     fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
-        self.rows.insert(ifindex, endpoint);
         let former = self.slot_of(ifindex)?;
         let slot = slot(endpoint);
         if slot != 0 {
@@ -272,6 +271,7 @@ impl Tables {
         } else {
             self.endpoints_ext.put(Ifindex { ifindex }, endpoint)?;
         }
+        self.rows.insert(ifindex, endpoint);
         if former == slot {
             return Ok(());
         }

@@ -54,10 +54,14 @@ fn enforced(cast: &Cast) -> (Agent<'_>, u32) {
     cast.policy("default-deny", DENY_INGRESS);
     cast.policy("web-to-db", super::WEB_TO_DB);
     let agent = Agent::start(&cast.node).unwrap();
+    let ifindex = ifindex_of_db(&agent);
+    (agent, ifindex)
+}
+
+fn ifindex_of_db(agent: &Agent<'_>) -> u32 {
     let status = agent.status().unwrap();
     let db = status.programs.iter().find(|at| at.interface == DB);
-    let ifindex = db.unwrap().ifindex;
-    (agent, ifindex)
+    db.unwrap().ifindex
 }
 
 fn assert_enforced(cast: &Cast, when: &str) {
@@ -70,11 +74,11 @@ fn assert_enforced(cast: &Cast, when: &str) {
     );
 }
 
-fn a_detached_program_is_attached_again(form: Form) {
-    let cast = Cast::new(form);
-    let (agent, ifindex) = enforced(&cast);
+/// Detaches what judges packets to db.
+pub(super) fn detach_and_await_repair(cast: &Cast, agent: &Agent<'_>) {
+    let ifindex = ifindex_of_db(agent);
     let pin = cast.node.bpffs().join(format!("links/{ifindex}-to_pod"));
-    await_repair(&cast, &agent, "program", || {
+    await_repair(cast, agent, "program", || {
         let id = link_id(&pin).to_string();
         let bpftool = cast
             .node
@@ -82,6 +86,12 @@ fn a_detached_program_is_attached_again(form: Form) {
             .script("bpftool", &["link", "detach", "id", &id], "");
         bpftool.unwrap();
     });
+}
+
+fn a_detached_program_is_attached_again(form: Form) {
+    let cast = Cast::new(form);
+    let (agent, _) = enforced(&cast);
+    detach_and_await_repair(&cast, &agent);
     assert_enforced(&cast, "detached by bpftool, and repaired");
     let line = agent
         .wait_for_log(|line| line.contains("drifted, and is repaired"))

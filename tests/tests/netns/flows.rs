@@ -131,7 +131,6 @@ fn connections_survive_unrelated_changes_and_the_agents_death(form: Form) {
     assert_alive("while the agent is dead", &mut flows);
     check("while the agent is dead", &rows);
     let agent = Agent::start(&cast.node).unwrap();
-    // The client first: the new agent's flow tables are empty, and mid-stream packets are judged anew.
     assert_alive("with a new agent", &mut flows);
     check("with a new agent", &rows);
     assert_eq!(agent.status().unwrap().programs.len(), 3);

@@ -347,6 +347,39 @@ fn crowded_tables_are_no_obstacle() {
     eprintln!("{sizes}\n{}", told.unwrap());
 }
 
+/// An agent that died while it made tables anew, before and after they were filled.
+#[test]
+fn a_changeover_that_was_interrupted_is_ended() {
+    let cast = Cast::new(Form::Routed);
+    tight(&cast);
+    let agent = Agent::start(&cast.node).unwrap();
+    let ids = endpoint_ids(&cast);
+    let to = cast.db.address(Family::V4);
+    let mut held = Flow::open(cast.web.netns(), cast.db.netns(), to, 9000).unwrap();
+    let place = |name: &str| cast.node.bpffs().join(name);
+    let mut assert_goes_on = |when: &str| {
+        assert!(held.server_speaks(PATIENCE).unwrap(), "{when}");
+        assert!(held.client_speaks(PATIENCE).unwrap(), "{when}");
+        assert_eq!(endpoint_ids(&cast), ids, "{when}");
+        check(when, &[(&cast.tool, &cast.db, Tcp(80), false)]);
+        assert_tidy(&cast);
+    };
+    agent.kill().unwrap();
+    fs::create_dir(place("next")).unwrap();
+    let other = MapData::from_pin(place("rules")).unwrap();
+    other.pin(place("next/peers")).unwrap();
+    let agent = Agent::start(&cast.node).unwrap();
+    assert_goes_on("before they were filled");
+    agent.kill().unwrap();
+    fs::create_dir_all(place("next/complete")).unwrap();
+    for name in ["peers", "endpoints"] {
+        let waits = Path::new("next").join(name);
+        fs::rename(place(name), cast.node.bpffs().join(waits)).unwrap();
+    }
+    let _agent = Agent::start(&cast.node).unwrap();
+    assert_goes_on("while they took their places");
+}
+
 /// As an agent would find them whose rules lie in the tables in another way.
 fn mark_as_other_layout(cast: &Cast) {
     let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 
+use super::drift::detach_and_await_repair;
 use super::{Cast, DENY_INGRESS, Form, WEB_TO_DB, What, check};
 use What::{Ping, Tcp};
 use portcullis_tests::netns::Agent;
@@ -35,6 +36,7 @@ fn granted_capabilities_are_enough() {
         "enforced",
         &[(web, db, Tcp(80), true), (tool, db, Tcp(80), false)],
     );
+    detach_and_await_repair(&cast, &agent);
     cast.no_policy("web-to-db");
     agent.sync().unwrap();
     check(
