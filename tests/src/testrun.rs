@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, HashMap};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use policy_agent::dataplane::{CounterRow, Dataplane, DataplaneConfig};
 use policy_common::service::ServiceAddress;
@@ -150,29 +149,14 @@ impl Machine {
         })
     }
 
-    /// Says which interface the endpoint with this slot has.
-    pub fn name_slot(&mut self, slot: u32, ifindex: u32) -> Result<()> {
-        let table = self.dataplane.ebpf_mut().map_mut("mark_slots");
-        let mut slots: Array<_, u32> = table.context("no table of slots")?.try_into()?;
-        Ok(slots.set(slot, ifindex, 0)?)
-    }
-
     /// Makes an address one that is translated later.
     pub fn put_service(&mut self, address: IpAddr) -> Result<()> {
-        let ebpf = self.dataplane.ebpf_mut();
-        match address {
-            IpAddr::V4(v4) => {
-                let table = ebpf.map_mut("service_v4").context("no table")?;
-                let mut services: HashMap<_, [u8; 4], u32> = table.try_into()?;
-                services.insert(v4.octets(), ServiceAddress::SERVICE, 0)?;
-            }
-            IpAddr::V6(v6) => {
-                let table = ebpf.map_mut("service_v6").context("no table")?;
-                let mut services: HashMap<_, [u8; 16], u32> = table.try_into()?;
-                services.insert(v6.octets(), ServiceAddress::SERVICE, 0)?;
-            }
-        }
-        Ok(())
+        self.apply(&[Op::PutService {
+            address,
+            row: ServiceAddress {
+                kind: ServiceAddress::SERVICE,
+            },
+        }])
     }
 
     /// A program of the object.

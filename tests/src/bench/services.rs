@@ -68,7 +68,6 @@ fn machine() -> Result<Machine> {
     machine.apply(&policy(1))?;
     machine.apply(&peers(1).collect::<Vec<_>>())?;
     machine.put_service(IpAddr::V4(SERVICE))?;
-    machine.name_slot(SLOT, LOOPBACK)?;
     let remote = Ipv4Addr::from(PEERS);
     let marked = MarkBits::DEFAULT.with_slot(0, SLOT);
     let opening = tcp(SERVICE, flags::SYN);

@@ -41,8 +41,6 @@ impl World {
         for address in SERVICE.into_iter().chain(NODE) {
             world.machine.put_service(address).unwrap();
         }
-        let slot = world.slot();
-        world.machine.name_slot(slot, LOOPBACK).unwrap();
         world
     }
 
@@ -112,8 +110,6 @@ impl World {
         let rows = [(ELSEWHERE, self.endpoint), (LOOPBACK, neighbour)];
         let ops = rows.map(|(ifindex, endpoint)| Op::PutEndpoint { ifindex, endpoint });
         self.machine.apply(&ops).unwrap();
-        let slot = self.slot();
-        self.machine.name_slot(slot, ELSEWHERE).unwrap();
         neighbour
     }
 }
