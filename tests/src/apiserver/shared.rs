@@ -54,7 +54,7 @@ pub(super) struct Shared {
     store: Mutex<Store>,
     pages: Mutex<Pages>,
     treatment: Mutex<Treatment>,
-    served: Mutex<[Served; 4]>,
+    served: Mutex<[Served; Resource::ALL.len()]>,
     served_changed: Condvar,
     signals: watch::Sender<Signals>,
     pub(super) bookmark_every: Duration,

@@ -73,7 +73,7 @@ struct Table {
 pub(super) struct Store {
     version: u64,
     /// In the order of [`Resource::ALL`].
-    tables: [Table; 4],
+    tables: [Table; Resource::ALL.len()],
     /// Events kept for each resource.
     history: usize,
 }

@@ -183,7 +183,7 @@ async fn what_clients_ask_first() {
         .await
         .unwrap()
         .resources;
-    assert_eq!(resources.len(), 3);
+    assert_eq!(resources.len(), 4);
     let live = hyper::Request::get("/livez").body(Vec::new()).unwrap();
     assert_eq!(client.request_text(live).await.unwrap(), "ok");
 }

@@ -48,7 +48,7 @@ fn load(cast: &Cast) -> Load<'_> {
 /// Rows of a table of flows.
 fn flows(cast: &Cast, table: &str) -> BTreeMap<[u8; 16], FlowRow> {
     let data = MapData::from_pin(cast.node.bpffs().join(table)).unwrap();
-    let rows: HashMap<_, [u8; 16], [u8; 16]> = Map::LruHashMap(data).try_into().unwrap();
+    let rows: HashMap<_, [u8; 16], [u8; 20]> = Map::LruHashMap(data).try_into().unwrap();
     let rows = rows.iter().map(Result::unwrap);
     rows.map(|(key, row)| (key, bytemuck::cast(row))).collect()
 }
