@@ -56,6 +56,8 @@ maps! {
     SERVICE_V4 = "service_v4", 65_536;
     /// HASH: `AddressV6` -> `ServiceAddress`.
     SERVICE_V6 = "service_v6", 65_536;
+    /// ARRAY of words of 64 bits: `service::Hint`s.
+    SERVICE_HINTS = "service_hints", crate::service::Hint::WORDS;
     /// ARRAY: slot of an endpoint's id -> `SlotInterface`.
     MARK_SLOTS = "mark_slots", 1 << 16;
     /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen both ways.

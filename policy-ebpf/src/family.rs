@@ -5,6 +5,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use policy_common::address::{AddressV4, AddressV6};
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::{FlowKey, FlowKeyV4, FlowKeyV6, PortPair, protocol};
+use policy_common::service::Hint;
 use policy_common::verdict::Reason;
 
 use crate::maps::{
@@ -41,6 +42,8 @@ pub(crate) trait Family: Sized + 'static {
     fn identities() -> &'static IdentityTable<Self::Address>;
     /// Its prefix table.
     fn prefixes() -> &'static PrefixTable<Self::Address>;
+    /// The address's bit among hints.
+    fn hint(address: Self::Address) -> Hint;
     /// Its table of addresses that are translated later.
     fn services() -> &'static ServiceTable<Self::Address>;
     /// Its table of flows seen both ways.
@@ -103,6 +106,10 @@ impl Family for V4 {
     #[inline(always)]
     fn prefixes() -> &'static PrefixTable<AddressV4> {
         &PREFIX_V4
+    }
+    #[inline(always)]
+    fn hint(address: AddressV4) -> Hint {
+        Hint::of_v4(address)
     }
     #[inline(always)]
     fn services() -> &'static ServiceTable<AddressV4> {
@@ -191,6 +198,10 @@ impl Family for V6 {
     #[inline(always)]
     fn prefixes() -> &'static PrefixTable<AddressV6> {
         &PREFIX_V6
+    }
+    #[inline(always)]
+    fn hint(address: AddressV6) -> Hint {
+        Hint::of_v6(address)
     }
     #[inline(always)]
     fn services() -> &'static ServiceTable<AddressV6> {

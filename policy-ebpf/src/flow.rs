@@ -29,7 +29,12 @@ pub(crate) fn established<F: Family, const D: u8>(
     // SAFETY: an LRU element may be reused for another flow while we look at it, as with every
     // LRU table; its fields are plain numbers, and the worst case is a flow judged again.
     let row = unsafe { &mut *flow };
-    if row.epoch != subject.epoch || row.state != FlowState::TWO_WAY || signal.tells_life() {
+    let deferred = match row.state_and_flags() {
+        Flow::TWO_WAY => false,
+        Flow::TWO_WAY_DEFERRED => true,
+        _ => return Fast::Known,
+    };
+    if row.epoch != subject.epoch || signal.tells_life() {
         return Fast::Known;
     }
     let now = now();
@@ -39,7 +44,7 @@ pub(crate) fn established<F: Family, const D: u8>(
         }
         row.last_seen = now;
     }
-    if D == EGRESS && row.flags & Flow::DEFERRED != 0 {
+    if D == EGRESS && deferred {
         return Fast::Deferred;
     }
     Fast::Established
@@ -108,8 +113,7 @@ fn judge<F: Family>(
 #[inline(always)]
 fn is_deferred<F: Family>(remote: &F::Address, flags: u8) -> bool {
     // What was once deferred stays so: its translation lives on in the kernel's connection tracking.
-    // SAFETY: only asked whether the row is there.
-    flags & Flow::DEFERRED != 0 || unsafe { F::services().get(remote) }.is_some()
+    flags & Flow::DEFERRED != 0 || service::is_service::<F>(remote)
 }
 
 /// The slow path, for packets that begin, end or revive a flow. `known` is the two-way flow that the

@@ -15,6 +15,7 @@ use crate::flow::{self, Fast};
 use crate::packet::flow_key;
 use crate::parse::{self, NETWORK_OFFSET, Network, TCP_FLAGS, Transport};
 use crate::scratch::Scratch;
+use crate::service;
 use crate::{EGRESS, KNOWN, NEW, UNUSUAL, direction};
 
 /// The `Reason` to pass, as a number; or `NEW` or `KNOWN`, for `judge_slowly`; or `UNUSUAL`.
@@ -36,7 +37,10 @@ pub(crate) fn judge<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) 
     let key = flow_key(subject.id, direction::<D>(), &network, &transport);
     match flow::established::<F, D>(subject, &key, signal) {
         Fast::Established => Reason::Established as u32,
-        Fast::Deferred => Reason::Deferred as u32,
+        Fast::Deferred => {
+            service::defer(skb, subject.id);
+            Reason::Deferred as u32
+        }
         Fast::Unknown => NEW,
         Fast::Known => KNOWN,
     }

@@ -183,17 +183,13 @@ fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
             reason = judge_icmp_error::<F>(skb.skb.skb, subject.row);
         }
     }
-    let reason = match reason {
+    match reason {
         NEW | KNOWN | UNDECIDED => {
             judge_slowly::<F, D>(skb.skb.skb, subject.row, subject.epoch, reason)
         }
         FOREIGN_SOURCE => judge_foreign_source::<F, D>(skb.skb.skb, subject.id),
         reason => reason,
-    };
-    if D == EGRESS && reason == DEFERRED {
-        service::defer(skb, subject.id);
     }
-    reason
 }
 
 const DEFERRED: u32 = Reason::Deferred as u32;
@@ -309,6 +305,7 @@ fn judge_icmp_error<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32
             fragment::remember(&scratch.packet);
         }
         return if deferred && matches!(scratch.packet.direction, Direction::Egress) {
+            service::defer(&skb, subject.id);
             DEFERRED
         } else {
             Reason::IcmpError as u32
@@ -352,6 +349,9 @@ fn judge_slowly<F: Family, const D: u8>(
         Verdict::Drop => {
             event::dropped(skb, packet, decision, reason as u32);
         }
+    }
+    if D == EGRESS && matches!(reason, Reason::Deferred) {
+        service::defer(&TcContext::new(skb), subject.id);
     }
     if config::log_decisions() {
         log_decision(skb, packet, decision, reason);

@@ -59,6 +59,7 @@ tables! {
         PerCpuArray<RuleCount, { map::RULE_COUNTS.capacity as usize }>;
     SERVICE_V4, "service_v4": ServiceTable<AddressV4>;
     SERVICE_V6, "service_v6": ServiceTable<AddressV6>;
+    SERVICE_HINTS, "service_hints": Array<u64, { map::SERVICE_HINTS.capacity as usize }>;
     MARK_SLOTS, "mark_slots": Array<SlotInterface, { map::MARK_SLOTS.capacity as usize }>;
     FLOWS_V4, "flows_v4": FlowTable<AddressV4>;
     FLOWS_V6, "flows_v6": FlowTable<AddressV6>;

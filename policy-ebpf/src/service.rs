@@ -15,6 +15,7 @@ use policy_common::verdict::{Direction, Reason, Verdict};
 use crate::endpoint::{self, Subject};
 use crate::family::{Family, V4, V6};
 use crate::flow::denied;
+use crate::maps::SERVICE_HINTS;
 use crate::packet::translated_key;
 use crate::policy::{Decision, classify};
 use crate::scratch::{self, Scratch};
@@ -217,6 +218,17 @@ fn report<F: Family>(translated: &FlowKey<F::Address>, allowed: bool) {
     } else if flow.state == FlowState::REVOKED {
         flow.state = FlowState::TWO_WAY;
     }
+}
+
+/// Whether an address is translated later.
+#[inline(always)]
+pub(crate) fn is_service<F: Family>(address: &F::Address) -> bool {
+    let hint = F::hint(*address);
+    SERVICE_HINTS
+        .get(hint.word)
+        .is_some_and(|word| *word & hint.bit != 0)
+        // SAFETY: only asked whether the row is there.
+        && unsafe { F::services().get(address) }.is_some()
 }
 
 /// The endpoint that sent a marked packet whose source address is not its own any more; 0 where it is.

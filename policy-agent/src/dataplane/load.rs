@@ -222,6 +222,7 @@ fn capacities(
             map::COUNTERS.name,
             map::EVENT_BUDGET.name,
             map::MARK_SLOTS.name,
+            map::SERVICE_HINTS.name,
         ]
         .contains(&name.as_str())
         {

@@ -22,6 +22,7 @@ mod overtaken;
 mod pinned;
 mod removal;
 mod row;
+mod service_rows;
 mod tables;
 mod tcx;
 mod verify;

@@ -14,7 +14,7 @@ use policy_common::event::EventBudget;
 use policy_common::map::{self, MapSpec};
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
 use policy_common::port::{PortData, PortKey};
-use policy_common::service::{ServiceAddress, SlotInterface};
+use policy_common::service::SlotInterface;
 use policy_common::verdict::{Counter, Direction, Reason, counter_index};
 use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
@@ -25,6 +25,7 @@ use super::flow_tables::FlowTables;
 use super::grace;
 use super::load::{Data, take_as};
 use super::row::Row;
+use super::service_rows::ServiceRows;
 use super::verify::{Drift, DriftedPart};
 
 /// One row of [`super::Dataplane::counters`].
@@ -62,8 +63,7 @@ pub(super) struct Tables {
     peers: HashRows<PeerKey, RuleBits>,
     ports: TrieRows<PortData, RuleBits>,
     rules: HashRows<RuleKey, RuleAction>,
-    service_v4: HashRows<AddressV4, ServiceAddress>,
-    service_v6: HashRows<AddressV6, ServiceAddress>,
+    services: ServiceRows,
     mark_slots: ArrayRows<SlotInterface>,
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
@@ -98,8 +98,7 @@ impl Tables {
             peers: hash(ebpf, &map::PEERS)?,
             ports: trie(ebpf, &map::PORTS)?,
             rules: hash(ebpf, &map::RULES)?,
-            service_v4: hash(ebpf, &map::SERVICE_V4)?,
-            service_v6: hash(ebpf, &map::SERVICE_V6)?,
+            services: ServiceRows::new(ebpf, capacities)?,
             mark_slots: array(ebpf, &map::MARK_SLOTS, capacities, |row: &SlotInterface| {
                 row.ifindex != 0
             })?,
@@ -156,11 +155,7 @@ impl Tables {
                 former.prefixes.insert(prefix, id.id);
             }
         }
-        let v4 = self.service_v4.all()?.into_iter();
-        let v4 = v4.map(|(address, row)| (IpAddr::from(address.octets), row.kind));
-        let v6 = self.service_v6.all()?.into_iter();
-        let v6 = v6.map(|(address, row)| (IpAddr::from(address.octets), row.kind));
-        former.services.extend(v4.chain(v6));
+        self.services.read(&mut former)?;
         for (id, header) in &former.policies {
             if header.first_count != 0 {
                 self.counted_rules.insert(*id, header.rules);
@@ -187,14 +182,8 @@ impl Tables {
             Op::DeletePrefix { prefix } => self.delete_network(prefix),
             Op::PutEndpoint { ifindex, endpoint } => self.put_endpoint(*ifindex, *endpoint),
             Op::DeleteEndpoint { ifindex } => self.delete_endpoint(*ifindex),
-            Op::PutService { address, row } => match *address {
-                IpAddr::V4(v4) => self.service_v4.put(octets_v4(v4), *row),
-                IpAddr::V6(v6) => self.service_v6.put(octets_v6(v6), *row),
-            },
-            Op::DeleteService { address } => match *address {
-                IpAddr::V4(v4) => self.service_v4.delete(octets_v4(v4)),
-                IpAddr::V6(v6) => self.service_v6.delete(octets_v6(v6)),
-            },
+            Op::PutService { address, row } => self.services.put(*address, *row),
+            Op::DeleteService { address } => self.services.delete(*address),
             Op::Barrier => grace::wait().map_err(ApplyError::Grace),
         }
     }
@@ -344,6 +333,7 @@ impl Tables {
     /// Use and capacity of the tables that operations write.
     pub(super) fn usage(&self) -> Vec<TableUse> {
         let counted_rules = self.counted_rules.values().copied().map(u64::from).sum();
+        let [service_v4, service_v6, service_hints] = self.services.counts();
         let counts = [
             (map::ENDPOINTS, self.endpoints.rows()),
             (map::ENDPOINTS_EXT, self.endpoints_ext.rows()),
@@ -356,8 +346,9 @@ impl Tables {
             (map::PORTS, self.ports.rows()),
             (map::RULES, self.rules.rows()),
             (map::RULE_COUNTS, counted_rules),
-            (map::SERVICE_V4, self.service_v4.rows()),
-            (map::SERVICE_V6, self.service_v6.rows()),
+            (map::SERVICE_V4, service_v4),
+            (map::SERVICE_V6, service_v6),
+            (map::SERVICE_HINTS, service_hints),
             (map::MARK_SLOTS, self.mark_slots.rows()),
         ];
         counts
@@ -410,13 +401,13 @@ fn slot(endpoint: Endpoint) -> u32 {
     endpoint.id & 0xffff
 }
 
-fn octets_v4(address: Ipv4Addr) -> AddressV4 {
+pub(super) fn octets_v4(address: Ipv4Addr) -> AddressV4 {
     AddressV4 {
         octets: address.octets(),
     }
 }
 
-fn octets_v6(address: Ipv6Addr) -> AddressV6 {
+pub(super) fn octets_v6(address: Ipv6Addr) -> AddressV6 {
     AddressV6 {
         octets: address.octets(),
     }
@@ -442,7 +433,7 @@ fn set_in_block<K: bytemuck::Pod>(
     }
 }
 
-fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(
+pub(super) fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(
     ebpf: &mut Ebpf,
     spec: &MapSpec,
 ) -> Result<HashRows<K, V>, LoadError> {
@@ -456,7 +447,7 @@ fn trie<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
     Ok(TrieRows::new(take_as(ebpf, spec.name)?, spec.name))
 }
 
-fn array<V: bytemuck::Pod>(
+pub(super) fn array<V: bytemuck::Pod>(
     ebpf: &mut Ebpf,
     spec: &MapSpec,
     capacities: &BTreeMap<&'static str, u32>,
