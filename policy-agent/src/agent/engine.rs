@@ -394,10 +394,14 @@ impl<K: Kernel> Engine<K> {
                 }
             }
             *self.repairs.entry(what).or_default() += 1;
-            if let (DriftedPart::Program, Some(endpoint)) = (drift.part, endpoint)
-                && matches!(endpoint.state, State::Attached)
-            {
-                endpoint.state = State::Attaching(None);
+            match (drift.part, endpoint, drift.ifindex) {
+                (DriftedPart::Program, Some(endpoint), _) => {
+                    if matches!(endpoint.state, State::Attached) {
+                        endpoint.state = State::Attaching(None);
+                    }
+                }
+                (DriftedPart::Program, None, Some(ifindex)) => self.exits.lost(ifindex),
+                _ => {}
             }
         }
     }

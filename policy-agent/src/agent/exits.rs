@@ -142,6 +142,15 @@ impl Exits {
         more
     }
 
+    /// An interface's exit is not there any more.
+    pub(super) fn lost(&mut self, ifindex: u32) {
+        if let Some(exit) = self.exits.get_mut(&ifindex)
+            && matches!(exit.state, State::Attached)
+        {
+            exit.state = State::Attaching(None);
+        }
+    }
+
     /// Makes sure that an interface has an exit, as far as that is possible now.
     pub(super) fn attach_now(
         &mut self,

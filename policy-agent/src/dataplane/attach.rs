@@ -29,6 +29,7 @@ use super::error::AttachError;
 use super::exits::{self, Exit};
 use super::load::{EXIT, EXIT_L3, FROM_POD, TO_POD};
 use super::removal::unless_gone;
+use super::tcx;
 
 /// The pod's egress enters the host on the veth, and its ingress leaves the host there.
 pub(super) const PROGRAMS: [(&str, TcAttachType); 2] = [
@@ -147,7 +148,7 @@ pub(super) fn attach(
     haste: Haste,
 ) -> Result<Attachment, AttachError> {
     let interface = current_name(ifindex, interface)?;
-    let mode = choose(bpffs, ifindex, &interface, haste, &[FROM_POD, TO_POD]);
+    let mode = choose(bpffs, ifindex, haste, &[FROM_POD, TO_POD]);
     let mut links = Vec::new();
     for (name, attach_type) in PROGRAMS {
         let program: &mut SchedClassifier = ebpf
@@ -200,13 +201,7 @@ pub(super) fn attach(
 }
 
 /// The mode in which an interface is attached already, or is best attached now.
-pub(super) fn choose(
-    bpffs: &Path,
-    ifindex: u32,
-    interface: &str,
-    haste: Haste,
-    programs: &[&str],
-) -> Mode {
+pub(super) fn choose(bpffs: &Path, ifindex: u32, haste: Haste, programs: &[&str]) -> Mode {
     let is_pinned = |mode| {
         let mut pins = programs
             .iter()
@@ -217,7 +212,7 @@ pub(super) fn choose(
         return Mode::Clsact;
     }
     let fast = is_pinned(Mode::Clsact) || haste == Haste::Waited;
-    if fast && !is_pinned(Mode::Tcx) && !has_tcx_programs(interface) {
+    if fast && !is_pinned(Mode::Tcx) && !has_tcx_programs(ifindex) {
         Mode::Clsact
     } else {
         Mode::Tcx
@@ -225,11 +220,10 @@ pub(super) fn choose(
 }
 
 /// Whether any TCX program is at an interface, and so before every filter of clsact.
-pub(super) fn has_tcx_programs(interface: &str) -> bool {
+pub(super) fn has_tcx_programs(ifindex: u32) -> bool {
     PROGRAMS.into_iter().any(|(_, attach_type)| {
         // Where the kernel does not say, TCX is the safe side.
-        SchedClassifier::query_tcx(interface, attach_type)
-            .map_or(true, |(_, programs)| !programs.is_empty())
+        tcx::programs(ifindex, attach_type).map_or(true, |programs| !programs.is_empty())
     })
 }
 

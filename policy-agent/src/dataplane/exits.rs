@@ -50,7 +50,9 @@ const PIN: &str = EXIT;
 pub(super) struct Exit {
     ifindex: u32,
     interface: String,
-    mode: Mode,
+    pub(super) mode: Mode,
+    /// Which of the two programs it is.
+    pub(super) program: &'static str,
     /// Kept open beside its pin, for TCX.
     _link: Option<FdLink>,
 }
@@ -66,7 +68,7 @@ pub(super) fn attach(
 ) -> Result<Exit, AttachError> {
     let name = layer.program();
     let interface = attach::current_name(ifindex, interface)?;
-    let mode = attach::choose(bpffs, ifindex, &interface, haste, &[PIN]);
+    let mode = attach::choose(bpffs, ifindex, haste, &[PIN]);
     let program: &mut SchedClassifier = ebpf
         .program_mut(name)
         .and_then(|program| program.try_into().ok())
@@ -85,6 +87,7 @@ pub(super) fn attach(
         ifindex,
         interface,
         mode,
+        program: name,
         _link: link,
     };
     // The name was resolved before: make sure that it still means the same interface.
@@ -103,6 +106,7 @@ pub(super) fn detach(bpffs: &Path, exit: Exit) -> Result<(), AttachError> {
         interface,
         mode,
         _link: link,
+        ..
     } = exit;
     if mode == Mode::Clsact {
         attach::detach_clsact(ifindex, &interface, ATTACH_TYPE, HANDLE);
@@ -138,6 +142,7 @@ mod tests {
             ifindex: 7,
             interface: "eth0".to_owned(),
             mode: Mode::Tcx,
+            program: EXIT,
             _link: None,
         };
         let live = BTreeMap::from([(7, exit)]);

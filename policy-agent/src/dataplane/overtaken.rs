@@ -19,7 +19,7 @@ impl Dataplane {
         // One that is gone is detached elsewhere.
         let overtaken: Vec<_> = by_clsact
             .filter_map(|(ifindex, _)| Some((*ifindex, current_name(*ifindex, "").ok()?)))
-            .filter(|(_, interface)| has_tcx_programs(interface))
+            .filter(|(ifindex, _)| has_tcx_programs(*ifindex))
             .collect();
         let moved = overtaken.into_iter().map(|(ifindex, interface)| {
             let outcome = self.attach(ifindex, &interface, Haste::None);

@@ -116,11 +116,14 @@ impl Dataplane {
         if let Some(pins) = self.table_pins.as_ref().filter(|_| !is_staged) {
             pins.verify(&self.bpffs, &mut drifts);
         }
-        let by_clsact = self
-            .attachments
-            .values()
-            .filter(|attachment| attachment.mode == Mode::Clsact)
-            .map(|attachment| attachment.ifindex)
+        let endpoints = self.attachments.values();
+        let endpoints = endpoints.map(|attachment| (attachment.ifindex, attachment.mode));
+        let exits = self.exits.iter();
+        let exits = exits.map(|(ifindex, exit)| (*ifindex, exit.mode));
+        let by_clsact = endpoints
+            .chain(exits)
+            .filter(|(_, mode)| *mode == Mode::Clsact)
+            .map(|(ifindex, _)| ifindex)
             .collect();
         let filters = clsact::look(by_clsact).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot ask which filters there are; they are put again");
@@ -132,6 +135,26 @@ impl Dataplane {
                 Mode::Tcx => verify_tcx(&self.ebpf, attachment, &self.bpffs, &mut drifts),
                 Mode::Clsact if are_there(filters.get(&attachment.ifindex), wanted) => {}
                 Mode::Clsact => verify_clsact(&mut self.ebpf, attachment, &self.bpffs, &mut drifts),
+            }
+        }
+        for (ifindex, exit) in &self.exits {
+            let there = match exit.mode {
+                Mode::Tcx => look(&self.ebpf, *ifindex, exit.program, TcAttachType::Egress),
+                Mode::Clsact => {
+                    match are_there(filters.get(ifindex), [program_id(&self.ebpf, exit.program)]) {
+                        true => Place::Ours,
+                        false => Place::Lost(format!("no filter for {}", exit.program)),
+                    }
+                }
+            };
+            // One that comes after others sees what they let through: nothing forbidden leaves by that.
+            if let Place::Lost(found) = there {
+                drifts.push(Drift {
+                    part: DriftedPart::Program,
+                    ifindex: Some(*ifindex),
+                    found,
+                    error: None,
+                });
             }
         }
         drifts
@@ -205,8 +228,11 @@ fn verify_tcx(ebpf: &Ebpf, attachment: &mut Attachment, bpffs: &Path, drifts: &m
     verify_pins(attachment, bpffs, drifts);
 }
 
-/// Whether both programs are among an interface's filters.
-fn are_there(filters: Option<&Vec<clsact::Filter>>, wanted: [Option<u32>; 2]) -> bool {
+/// Whether these programs are among an interface's filters.
+fn are_there<const N: usize>(
+    filters: Option<&Vec<clsact::Filter>>,
+    wanted: [Option<u32>; N],
+) -> bool {
     let Some(filters) = filters else {
         return false;
     };

@@ -184,3 +184,33 @@ fn ours_is_the_first_program_again() {
     drop(other);
     assert_enforced(&cast, "alone again");
 }
+
+#[test]
+fn an_exit_that_was_taken_away_comes_back() {
+    let cast = Cast::new(Form::Routed);
+    let _outside = cast.node.add_outside("out", 9).unwrap();
+    let (agent, _) = enforced(&cast);
+    let exits = agent
+        .wait_for_status(|status| status.ready && !status.exits.is_empty())
+        .unwrap()
+        .exits;
+    let name = &exits[0].interface;
+    let node = cast.node.netns();
+    let filters = || {
+        let mut show = node.command("tc");
+        let shown = show
+            .args(["filter", "show", "dev", name, "egress"])
+            .output();
+        String::from_utf8(shown.unwrap().stdout).unwrap()
+    };
+    assert!(filters().contains("exit"), "{}", filters());
+    await_repair(&cast, &agent, "program", || {
+        node.script("tc", &["qdisc", "del", "dev", name, "clsact"], "")
+            .unwrap();
+    });
+    let deadline = Instant::now() + REPAIR;
+    while !filters().contains("exit") {
+        assert!(Instant::now() < deadline, "no exit at {name}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
