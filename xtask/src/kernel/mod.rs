@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
-use crate::build::{self, Built, PROGRAMS, Profile};
+use crate::build::{self, Built, CRATES, PROGRAMS, Profile};
 use crate::layout::Layout;
 use crate::test::Summary;
 use crate::{run, setup};
@@ -117,14 +117,14 @@ fn payload(layout: &Layout, built: &Built) -> Result<Vec<(String, PathBuf)>> {
         built.tell(&mut cargo);
         cargo
     };
-    run::open(&mut cargo(&["build", "-p", "policy-agent"]))?;
+    run::open(&mut cargo(&[&["build"], &CRATES[..]].concat()))?;
     let directory = layout.target.join(TARGET).join("debug");
     let mut files = vec![("portcullis.o".to_owned(), built.object.clone())];
     for program in PROGRAMS {
         let path = directory.join(program);
         ensure!(
             path.exists(),
-            "policy-agent was built, yet there is no {}",
+            "everything was built, yet there is no {}",
             path.display()
         );
         files.push((program.to_owned(), path));
