@@ -8,6 +8,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::programs::TcContext;
+use policy_common::endpoint::Endpoint;
 use policy_common::flow::{Flow, FlowKey, FlowState, Signal};
 use policy_common::service::MarkBits;
 use policy_common::verdict::{Direction, Reason, Verdict};
@@ -19,7 +20,9 @@ use crate::maps::SERVICE_HINTS;
 use crate::packet::translated_key;
 use crate::policy::{Decision, classify};
 use crate::scratch::{self, Scratch};
-use crate::{EGRESS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, config, event, fragment, hot, parse, quoted};
+use crate::{
+    EGRESS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, UNDECIDED, config, event, fragment, hot, parse, quoted,
+};
 
 /// The slot in the packet's mark; 0 when it bears none.
 #[inline(always)]
@@ -73,20 +76,21 @@ fn judge_ip<F: Family, const N: usize>(skb: &TcContext, subject: &Subject) -> u3
             return Reason::Established as u32;
         }
     }
-    let reason = judge_slowly::<F, N>(skb.skb.skb, subject.row, subject.epoch);
-    if reason & UNREPORTED == 0 {
+    let reason = read::<F, N>(skb.skb.skb, subject.row, subject.epoch);
+    if reason != UNDECIDED {
         return reason;
     }
-    let reason = reason & !UNREPORTED;
-    if let Some(scratch) = scratch::memory::<Scratch<F>>() {
+    let reason = decide::<F>(subject.row, subject.epoch);
+    let Some(scratch) = scratch::memory::<Scratch<F>>() else {
+        return Reason::NoPolicy as u32;
+    };
+    if matches!(Reason::verdict_of(reason), Verdict::Drop) {
         event::dropped(skb.skb.skb, &scratch.packet, &scratch.decision, reason);
+    } else if scratch.packet.fragment.is_first() {
+        fragment::remember(&scratch.packet);
     }
     reason
 }
-
-/// Added to the reason of a drop that is to be reported from [`Scratch`]: not by [`judge_slowly`], because of the
-/// stack that both would need.
-const UNREPORTED: u32 = 0x100;
 
 /// Whether a packet of this flow was allowed in the current epoch. It needs no timeout: as long as the
 /// epoch lasts, the answer would be the same.
@@ -98,12 +102,10 @@ fn is_known<F: Family>(subject: &Subject, key: &FlowKey<F::Address>) -> bool {
         .is_some_and(|flow| unsafe { (*flow).epoch } == subject.epoch)
 }
 
+/// Reads the packet into [`Scratch`], for [`decide`]; returns the reason of a drop, reported already, where it cannot
+/// be read. Two functions for the sake of the stack, of which the kernel allows 512 bytes to all that are active.
 #[inline(never)]
-fn judge_slowly<F: Family, const N: usize>(
-    skb: *mut __sk_buff,
-    row: *const policy_common::endpoint::Endpoint,
-    epoch: u32,
-) -> u32 {
+fn read<F: Family, const N: usize>(skb: *mut __sk_buff, row: *const Endpoint, epoch: u32) -> u32 {
     let subject = &Subject::again(row, epoch);
     let context = &TcContext::new(skb);
     let parsed = F::parse_network(context, N)
@@ -117,22 +119,25 @@ fn judge_slowly<F: Family, const N: usize>(
     let Some(scratch) = Scratch::fill(Direction::Egress, &key, &network, &transport) else {
         return Reason::NoPolicy as u32;
     };
-    if is_error
-        && !quoted::find_flow_key(context, subject, scratch, FlowKey::<F::Address>::TRANSLATED)
-    {
-        scratch.decision.outcome = Decision::DENY;
-    } else if is_error {
+    if !is_error {
+        return UNDECIDED;
+    }
+    if quoted::find_flow_key(context, subject, scratch, FlowKey::<F::Address>::TRANSLATED) {
         scratch.packet.key = scratch.quoted;
         scratch.packet.signal = Signal(Signal::NO_FLOW);
+    } else {
+        scratch.decision.outcome = Decision::DENY;
     }
-    let reason = verdict(subject, scratch);
-    if matches!(reason.verdict(), Verdict::Drop) {
-        return reason as u32 | UNREPORTED;
+    UNDECIDED
+}
+
+/// Judges the packet in [`Scratch`].
+#[inline(never)]
+fn decide<F: Family>(row: *const Endpoint, epoch: u32) -> u32 {
+    match scratch::memory::<Scratch<F>>() {
+        Some(scratch) => verdict(&Subject::again(row, epoch), scratch) as u32,
+        None => Reason::NoPolicy as u32,
     }
-    if scratch.packet.fragment.is_first() {
-        fragment::remember(&scratch.packet);
-    }
-    reason as u32
 }
 
 /// Judges the packet in `scratch`, and tells the flow that the pod sees.
