@@ -12,6 +12,7 @@
 mod agent;
 mod datastore;
 mod flow;
+mod greeter;
 pub mod kube_proxy;
 mod leftovers;
 mod load;
@@ -27,6 +28,7 @@ mod traffic;
 pub use agent::{Agent, Source, binary};
 pub use datastore::Datastore;
 pub use flow::{Flow, PATIENCE, SILENCE, Stream};
+pub use greeter::Greeter;
 pub use load::{Load, Running};
 pub use namespace::{Inside, Netns};
 pub use node::{Form, Host, Node, PodSpec};
