@@ -24,6 +24,7 @@ mod scrape;
 mod server;
 mod table;
 mod traffic;
+mod tun;
 
 pub use agent::{Agent, Source, binary};
 pub use datastore::Datastore;
@@ -38,6 +39,7 @@ pub use scrape::{Page, get};
 pub use server::Servers;
 pub use table::{Expected, check};
 pub use traffic::{Family, Outcome, Probe, What, measure, probe};
+pub use tun::Tunnel;
 
 /// Says why these tests cannot run here.
 ///

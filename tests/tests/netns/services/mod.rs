@@ -1,6 +1,8 @@
 //! Services, translated as kube-proxy does it, and judged by the real agent.
 
+mod churn;
 mod inside;
+mod nodes;
 mod outside;
 mod survival;
 mod translation;
