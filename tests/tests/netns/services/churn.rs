@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use portcullis_tests::netns::kube_proxy::{Mode, Protocol, ServicePort};
 use portcullis_tests::netns::{Agent, Form, Greeter, Host};
 
+use super::super::persistence::times;
 use super::{Cast, backends, cluster_ips, in_both_forms, kube_proxy, publish};
 
 in_both_forms! { every_verdict_is_one_of_its_time }
@@ -141,6 +142,7 @@ fn allow(cast: &Cast, names: Names) {
     cast.policy("web-out", &spec);
 }
 
+/// `PORTCULLIS_TEST_CHURN=20` goes through all states twenty times.
 fn every_verdict_is_one_of_its_time(form: Form) {
     let mode = match form {
         Form::Routed => Mode::Nftables,
@@ -155,7 +157,9 @@ fn every_verdict_is_one_of_its_time(form: Form) {
             .apply(cast.node.netns())
             .unwrap();
     };
-    let [(first_backends, first_policy), changes @ ..] = STATES;
+    let (first_backends, first_policy) = STATES[0];
+    let rounds = times("PORTCULLIS_TEST_CHURN", 1);
+    let changes = STATES.into_iter().cycle().take(rounds * STATES.len());
     publish(&cast.node, &[service(&cast, first_backends)]);
     translate(first_backends);
     allow(&cast, first_policy);

@@ -2,6 +2,7 @@
 
 mod churn;
 mod inside;
+mod ipvs;
 mod nodes;
 mod outside;
 mod survival;

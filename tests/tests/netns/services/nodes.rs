@@ -7,11 +7,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
-use portcullis_tests::netns::kube_proxy::{KubeProxy, Protocol, ServicePort};
-use portcullis_tests::netns::{Agent, Form, Greeter, Host, Node, Outcome, PodSpec, Tunnel, What};
+use portcullis_tests::netns::kube_proxy::{Mode, Protocol, ServicePort};
+use portcullis_tests::netns::{
+    Agent, Family, Flow, Form, Greeter, Host, Node, Outcome, PATIENCE, PodSpec, SILENCE, Tunnel,
+    What,
+};
 
 use super::inside::connect_at_once;
-use super::{MODES, backends, cluster_ips, expect, in_both_forms, kube_proxy, publish};
+use super::{backends, cluster_ips, expect, in_both_forms, kube_proxy, publish};
 use Outcome::{Answered, Silent};
 use What::{Tcp, Udp};
 
@@ -44,6 +47,8 @@ fn egress_is_judged_across_a_tunnel(form: Form) {
 
 const PORT: u16 = 8000;
 const NODE_PORT: u16 = 30080;
+/// Where connections are held.
+const TARGET: u16 = 9100;
 
 /// The nodes' addresses on the wire between them.
 fn wire(number: u8) -> [IpAddr; 2] {
@@ -145,7 +150,7 @@ fn describe(nodes: [&Node; 2], pods: &[(&str, &str, &Host)], services: &[Service
 
 const TO_DB: &str = "\
 - to: [{podSelector: {matchLabels: {app: db}}}]
-  ports: [{port: 80}, {port: 9000}, {port: 53, protocol: UDP}]
+  ports: [{port: 80}, {port: 9000}, {port: 9100}, {port: 53, protocol: UDP}]
 ";
 
 const TO_API: &str = "\
@@ -202,6 +207,7 @@ fn egress_is_judged_between_nodes(form: Form, underlay: Underlay) {
         // One here and one there.
         tcp(12, &backends(&[tool, db], 9000)),
         tcp(13, &backends(&[tool, far_tool], 9000)),
+        tcp(14, &backends(&[db], TARGET)),
     ];
     let known = hosts
         .each_ref()
@@ -211,55 +217,63 @@ fn egress_is_judged_between_nodes(form: Form, underlay: Underlay) {
         .map(|(host, name)| Greeter::start(host.netns(), 9000, name).unwrap());
     let agents = [near, far].map(|node| Agent::start(node).unwrap());
     count_marked(near);
-    for mode in MODES {
-        kube_proxy(mode, &services).apply(near.netns()).unwrap();
-        let rows = |api: Outcome| {
-            [
-                (web, cluster_ips(10), Tcp(PORT), Answered),
-                (web, cluster_ips(11), Tcp(PORT), Silent),
-                (web, cluster_ips(10), Udp(53), Answered),
-                (web, cluster_ips(11), Udp(53), Silent),
-                (web, near.addresses(), Tcp(NODE_PORT), Answered),
-                (web, near.addresses(), Tcp(NODE_PORT + 1), Silent),
-                (web, cluster_ips(1), Tcp(PORT), api),
-                (web, db.addresses(), Tcp(80), Answered),
-                (web, far_tool.addresses(), Tcp(80), Silent),
-                // Not isolated for egress; the other node judges whom it hears from.
-                (other, cluster_ips(10), Tcp(PORT), Silent),
-                (other, cluster_ips(11), Tcp(PORT), Answered),
-            ]
-        };
-        expect(&format!("{mode:?}"), &rows(Answered));
-        for to in cluster_ips(12) {
-            let answers = connect_at_once(web, to, 16);
-            let of = |name| answers.iter().filter(|answer| **answer == name).count();
-            let (reached, silent) = (of(Some(b'd')), of(None));
-            assert!(
-                reached > 0 && silent > 0 && reached + silent == answers.len(),
-                "{mode:?}, {to}: {answers:?}"
-            );
-        }
-        for to in cluster_ips(13) {
-            let answers = connect_at_once(web, to, 8);
-            assert!(
-                answers.iter().all(Option::is_none),
-                "{mode:?}, {to}: {answers:?}"
-            );
-        }
-        for node in [near, far] {
-            put_egress(node, TO_DB);
-        }
-        for agent in &agents {
+    let mode = match form {
+        Form::Routed => Mode::Nftables,
+        Form::Bridge => Mode::IptablesLegacy,
+    };
+    kube_proxy(mode, &services).apply(near.netns()).unwrap();
+    let rows = |db_: Outcome, api: Outcome| {
+        [
+            (web, cluster_ips(10), Tcp(PORT), db_.clone()),
+            (web, cluster_ips(11), Tcp(PORT), Silent),
+            (web, cluster_ips(10), Udp(53), db_.clone()),
+            (web, cluster_ips(11), Udp(53), Silent),
+            (web, near.addresses(), Tcp(NODE_PORT), db_.clone()),
+            (web, near.addresses(), Tcp(NODE_PORT + 1), Silent),
+            (web, cluster_ips(1), Tcp(PORT), api),
+            (web, db.addresses(), Tcp(80), db_),
+            (web, far_tool.addresses(), Tcp(80), Silent),
+            // Not isolated for egress; the other node judges whom it hears from.
+            (other, cluster_ips(10), Tcp(PORT), Silent),
+            (other, cluster_ips(11), Tcp(PORT), Answered),
+        ]
+    };
+    expect("all is allowed", &rows(Answered, Answered));
+    for to in cluster_ips(12) {
+        let answers = connect_at_once(web, to, 16);
+        let of = |name| answers.iter().filter(|answer| **answer == name).count();
+        let (reached, silent) = (of(Some(b'd')), of(None));
+        assert!(
+            reached > 0 && silent > 0 && reached + silent == answers.len(),
+            "{to}: {answers:?}"
+        );
+    }
+    for to in cluster_ips(13) {
+        let answers = connect_at_once(web, to, 8);
+        assert!(answers.iter().all(Option::is_none), "{to}: {answers:?}");
+    }
+    let mut flows = Family::ALL.map(|family| {
+        let to = SocketAddr::new(cluster_ips(14)[family as usize], PORT);
+        let at = SocketAddr::new(db.address(family), TARGET);
+        Flow::open_through(web.netns(), to, db.netns(), at).unwrap()
+    });
+    let allow = |rules: &str| {
+        for (node, agent) in nodes.iter().zip(&agents) {
+            put_egress(node, rules);
             agent.sync().unwrap();
         }
-        expect(&format!("{mode:?}, without the API"), &rows(Silent));
-        for node in [near, far] {
-            put_egress(node, &format!("{TO_DB}{TO_API}"));
-        }
-        for agent in &agents {
-            agent.sync().unwrap();
-        }
-        KubeProxy::withdraw(mode, near.netns()).unwrap();
+    };
+    allow(TO_DB);
+    expect("without the API", &rows(Answered, Silent));
+    for flow in &mut flows {
+        assert!(flow.server_speaks(PATIENCE).unwrap(), "{flow:?}");
+        assert!(flow.client_speaks(PATIENCE).unwrap(), "{flow:?}");
+    }
+    allow(TO_API);
+    expect("without db", &rows(Silent, Answered));
+    for flow in &mut flows {
+        assert!(!flow.client_speaks(SILENCE).unwrap(), "{flow:?}");
+        assert!(!flow.server_speaks(SILENCE).unwrap(), "{flow:?}");
     }
     if underlay == Underlay::Vxlan {
         let (all, marked) = counted(near);
