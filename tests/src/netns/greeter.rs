@@ -1,6 +1,6 @@
 //! Servers that say who they are, for clients that cannot know where a Service leads them.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -40,15 +40,18 @@ impl Greeter {
     }
 
     /// Connects from `from`, and gives the name of the server that answered within `patience`.
-    #[must_use]
-    pub fn who_answers(from: &Netns, to: IpAddr, port: u16, patience: Duration) -> Option<u8> {
+    ///
+    /// # Errors
+    ///
+    /// When none did: what the kernel said.
+    pub fn who_answers(from: &Netns, to: IpAddr, port: u16, patience: Duration) -> io::Result<u8> {
         from.enter(|| {
             let to = SocketAddr::new(to, port);
-            let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
-            stream.set_read_timeout(Some(patience)).ok()?;
+            let mut stream = TcpStream::connect_timeout(&to, patience)?;
+            stream.set_read_timeout(Some(patience))?;
             let mut name = [0];
-            stream.read_exact(&mut name).ok()?;
-            Some(name[0])
+            stream.read_exact(&mut name)?;
+            Ok(name[0])
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Connections without end while backends and policies change: each one's verdict has to be one that the state at
 //! some moment of it explains.
 
+use std::io::ErrorKind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -82,15 +83,26 @@ impl Timeline {
 struct Attempt {
     began: Instant,
     ended: Instant,
-    answer: Option<char>,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// This server answered.
+    Answered(char),
+    /// Nothing came: dropped.
+    Silent,
+    /// A kernel said at once that it is of no use: nobody translated the packet, or it went nowhere. No policy does that.
+    Failed(ErrorKind),
 }
 
 impl Attempt {
     /// Whether what came of it is right with these backends and this policy.
     fn is_right(&self, backends: Names, allowed: Names) -> bool {
-        match self.answer {
-            Some(name) => backends.contains(name) && allowed.contains(name),
-            None => backends.chars().any(|name| !allowed.contains(name)),
+        match self.outcome {
+            Outcome::Answered(name) => backends.contains(name) && allowed.contains(name),
+            Outcome::Silent => backends.chars().any(|name| !allowed.contains(name)),
+            Outcome::Failed(_) => false,
         }
     }
 }
@@ -100,10 +112,15 @@ fn connect_on(from: &Host, to: std::net::IpAddr, stop: &AtomicBool, done: &Mutex
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
         let answer = Greeter::who_answers(from.netns(), to, PORT, PATIENCE);
+        let outcome = match answer.map_err(|error| error.kind()) {
+            Ok(name) => Outcome::Answered(char::from(name)),
+            Err(ErrorKind::TimedOut | ErrorKind::WouldBlock) => Outcome::Silent,
+            Err(kind) => Outcome::Failed(kind),
+        };
         let attempt = Attempt {
             began,
             ended: Instant::now(),
-            answer: answer.map(char::from),
+            outcome,
         };
         done.lock().unwrap().push(attempt);
         thread::sleep(Duration::from_millis(2));
@@ -203,24 +220,31 @@ fn await_attempts_in(done: &Mutex<Vec<Attempt>>, count: usize) {
 }
 
 fn judge(attempts: &[Attempt], backends: &Timeline, policies: &Timeline) {
-    let mut certain = [0; 2];
+    let (mut answered, mut denied, mut untranslated) = (0, 0, 0);
     let mut wrong = Vec::new();
     for attempt in attempts {
         let backends = backends.values_during(attempt);
         let policies = policies.values_during(attempt);
+        // One set of rules goes when the next comes, and who passes between them finds none.
+        if matches!(attempt.outcome, Outcome::Failed(_)) && backends.len() > 1 {
+            untranslated += 1;
+            continue;
+        }
         let mut states = backends
             .iter()
             .flat_map(|names| policies.iter().map(move |allowed| (names, allowed)));
         if !states.any(|(names, allowed)| attempt.is_right(names, allowed)) {
             wrong.push(format!("{attempt:?}: {backends:?}, allowed {policies:?}"));
-        }
-        if backends.len() == 1 && policies.len() == 1 {
-            certain[usize::from(attempt.answer.is_some())] += 1;
+        } else if backends.len() == 1 && policies.len() == 1 {
+            match attempt.outcome {
+                Outcome::Answered(_) => answered += 1,
+                _ => denied += 1,
+            }
         }
     }
-    let [denied, answered] = certain;
     eprintln!(
-        "{} connections; in one state from beginning to end: {answered} answered, {denied} denied; {} wrong",
+        "{} connections, {untranslated} not translated while rules changed; \
+         {answered} answered and {denied} denied in one state from beginning to end; {} wrong",
         attempts.len(),
         wrong.len()
     );
