@@ -43,6 +43,27 @@ pub fn pod(
     pod
 }
 
+/// A Service that is reached at these addresses; without cluster IPs it is headless.
+#[must_use]
+pub fn service(
+    namespace: &str,
+    name: &str,
+    cluster_ips: &[IpAddr],
+    external_ips: &[IpAddr],
+) -> Value {
+    let cluster_ips = match cluster_ips {
+        [] => json!(["None"]),
+        ips => json!(ips),
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {
+            "clusterIP": cluster_ips[0], "clusterIPs": cluster_ips, "externalIPs": external_ips,
+        },
+    })
+}
+
 /// A NetworkPolicy.
 #[must_use]
 pub fn network_policy(namespace: &str, name: &str, spec: &Value) -> Value {

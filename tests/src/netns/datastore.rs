@@ -85,6 +85,22 @@ impl Datastore {
         self.delete(&pod_file(namespace, name))
     }
 
+    /// Writes a Service; without cluster IPs it is headless.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn put_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        cluster_ips: &[IpAddr],
+        external_ips: &[IpAddr],
+    ) -> Result<()> {
+        let object = objects::service(namespace, name, cluster_ips, external_ips);
+        self.put(&format!("service-{namespace}-{name}"), &object.to_string())
+    }
+
     /// Writes a NetworkPolicy whose spec is given as YAML in flow style or as a block without
     /// indentation.
     ///

@@ -33,7 +33,21 @@ impl Flow {
     /// When the connection is not made within [`PATIENCE`].
     pub fn open(client: &Netns, server: &Netns, address: IpAddr, port: u16) -> Result<Self> {
         let to = SocketAddr::new(address, port);
-        let listener = server.enter(|| TcpListener::bind(to)).context("listen")?;
+        Self::open_through(client, to, server, to)
+    }
+
+    /// Connects from `client` to `to`, which is translated to `at`, where nothing listens yet on `server`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is not made within [`PATIENCE`].
+    pub fn open_through(
+        client: &Netns,
+        to: SocketAddr,
+        server: &Netns,
+        at: SocketAddr,
+    ) -> Result<Self> {
+        let listener = server.enter(|| TcpListener::bind(at)).context("listen")?;
         let client = client
             .enter(|| TcpStream::connect_timeout(&to, PATIENCE))
             .with_context(|| format!("connect to {to}"))?;

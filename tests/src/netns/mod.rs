@@ -12,6 +12,7 @@
 mod agent;
 mod datastore;
 mod flow;
+mod greeter;
 pub mod kube_proxy;
 mod leftovers;
 mod load;
@@ -23,10 +24,12 @@ mod scrape;
 mod server;
 mod table;
 mod traffic;
+mod tun;
 
 pub use agent::{Agent, Source, binary};
 pub use datastore::Datastore;
 pub use flow::{Flow, PATIENCE, SILENCE, Stream};
+pub use greeter::Greeter;
 pub use load::{Load, Running};
 pub use namespace::{Inside, Netns};
 pub use node::{Form, Host, Node, PodSpec};
@@ -36,6 +39,7 @@ pub use scrape::{Page, get};
 pub use server::Servers;
 pub use table::{Expected, check};
 pub use traffic::{Family, Outcome, Probe, What, measure, probe};
+pub use tun::Tunnel;
 
 /// Says why these tests cannot run here.
 ///

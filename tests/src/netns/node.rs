@@ -115,6 +115,8 @@ impl<'a> PodSpec<'a> {
 pub struct Node {
     host: Host,
     form: Form,
+    /// Third part of the addresses of its pods and its own.
+    number: u8,
     prefix: String,
     /// Last part of the next pod's addresses, and number of the next veth.
     next: AtomicU8,
@@ -149,15 +151,15 @@ impl Drop for Directories {
     }
 }
 
-const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
-const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1);
+/// Last part of a node's own addresses, which its pods have for their gateway.
+const GATEWAY: u8 = 1;
 
-fn pod_v4(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, 0, last)
+fn pod_v4(number: u8, last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, number, last)
 }
 
-fn pod_v6(last: u8) -> Ipv6Addr {
-    Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, last.into())
+fn pod_v6(number: u8, last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, last.into())
 }
 
 /// Addresses outside, from the networks that RFC 5737 and RFC 3849 set aside.
@@ -176,7 +178,17 @@ impl Node {
     ///
     /// Without root.
     pub fn new(form: Form) -> Result<Self> {
+        Self::numbered(form, 0)
+    }
+
+    /// A node without pods, one of several: its pods are in 10.244.NUMBER.0/24 and fd00:10:244:NUMBER::/64.
+    ///
+    /// # Errors
+    ///
+    /// Without root.
+    pub fn numbered(form: Form, number: u8) -> Result<Self> {
         super::require_root()?;
+        let (gateway_v4, gateway_v6) = (pod_v4(number, GATEWAY), pod_v6(number, GATEWAY));
         let prefix = leftovers::unique();
         let temporary = std::env::temp_dir().join(&prefix);
         let directories = Directories {
@@ -198,9 +210,9 @@ impl Node {
             // An address of its own: otherwise it takes the lowest of its ports', and those that
             // knew it lose it when a port joins.
             netns.ip(&format!(
-                "link add cni0 address 02:00:0a:f4:00:01 type bridge\n\
-                 address add {GATEWAY_V4}/24 dev cni0\n\
-                 address add {GATEWAY_V6}/64 dev cni0 nodad\n\
+                "link add cni0 address 02:00:0a:f4:{number:02x}:01 type bridge\n\
+                 address add {gateway_v4}/24 dev cni0\n\
+                 address add {gateway_v6}/64 dev cni0 nodad\n\
                  link set cni0 up"
             ))?;
         }
@@ -208,13 +220,14 @@ impl Node {
             name: "node".to_owned(),
             _servers: Some(Servers::start(&netns, &Host::TCP, &Host::UDP)?),
             netns,
-            v4: GATEWAY_V4,
-            v6: GATEWAY_V6,
+            v4: gateway_v4,
+            v6: gateway_v6,
             link: None,
         };
         Ok(Self {
             host,
             form,
+            number,
             prefix,
             next: AtomicU8::new(2),
             veths: AtomicU32::new(0),
@@ -297,13 +310,15 @@ impl Node {
         let next = self.next.load(Ordering::Relaxed);
         let last = spec.address.unwrap_or(next);
         self.next.store(next.max(last + 1), Ordering::Relaxed);
-        let (v4, v6) = (pod_v4(last), pod_v6(last));
+        let number = self.number;
+        let (v4, v6) = (pod_v4(number, last), pod_v6(number, last));
+        let [gateway_v4, gateway_v6] = self.addresses();
         let netns = Netns::create(&format!("{}-{}-{}", self.prefix, spec.namespace, spec.name))?;
         let veth = self.new_link("pcl-veth");
         let node = &self.host.netns;
         // By its address, as CNI's bridge does: who remembers an earlier pod finds this one.
         node.ip(&format!(
-            "link add {veth} type veth peer name eth0 address 02:00:0a:f4:00:{last:02x} netns {}",
+            "link add {veth} type veth peer name eth0 address 02:00:0a:f4:{number:02x}:{last:02x} netns {}",
             netns.path()
         ))?;
         match self.form {
@@ -312,16 +327,16 @@ impl Node {
                 netns.ip("link set eth0 up")?;
                 node.ip(&format!(
                     "link set {veth} up\n\
-                     address add {GATEWAY_V4}/32 dev {veth}\n\
-                     address add {GATEWAY_V6}/128 dev {veth} nodad\n\
+                     address add {gateway_v4}/32 dev {veth}\n\
+                     address add {gateway_v6}/128 dev {veth} nodad\n\
                      route add {v4}/32 dev {veth}\n\
                      route add {v6}/128 dev {veth}"
                 ))?;
                 netns.ip(&format!(
                     "address add {v4}/32 dev eth0\n\
                      address add {v6}/128 dev eth0 nodad\n\
-                     route add {GATEWAY_V4}/32 dev eth0 src {v4}\n\
-                     route add {GATEWAY_V6}/128 dev eth0"
+                     route add {gateway_v4}/32 dev eth0 src {v4}\n\
+                     route add {gateway_v6}/128 dev eth0"
                 ))?;
             }
             Form::Bridge => {
@@ -334,8 +349,8 @@ impl Node {
             }
         }
         netns.ip(&format!(
-            "route add 0.0.0.0/0 via {GATEWAY_V4} dev eth0\n\
-             route add ::/0 via {GATEWAY_V6} dev eth0"
+            "route add 0.0.0.0/0 via {gateway_v4} dev eth0\n\
+             route add ::/0 via {gateway_v6} dev eth0"
         ))?;
         let host = Host {
             name: format!("{}/{}", spec.namespace, spec.name),

@@ -431,7 +431,7 @@ fn an_agent_may_die_in_the_middle_of_a_plan(form: Form) {
 }
 
 /// How often, unless the environment says otherwise; continuous integration has other things to do.
-fn times(variable: &str, unless_told: usize) -> usize {
+pub(super) fn times(variable: &str, unless_told: usize) -> usize {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => unless_told,

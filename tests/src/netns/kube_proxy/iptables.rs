@@ -10,11 +10,20 @@ use crate::netns::{Family, Netns};
 
 /// Puts both tables in place, whole.
 pub(super) fn apply(rules: &Rules, node: &Netns, variant: &str) -> Result<()> {
-    let command = match rules.family {
+    node.script(&command(rules.family, variant), &[], &text(rules))
+}
+
+/// Empties both tables.
+pub(super) fn withdraw(family: Family, node: &Netns, variant: &str) -> Result<()> {
+    let empty = "*nat\nCOMMIT\n*filter\nCOMMIT\n";
+    node.script(&command(family, variant), &[], empty)
+}
+
+fn command(family: Family, variant: &str) -> String {
+    match family {
         Family::V4 => format!("iptables-{variant}-restore"),
         Family::V6 => format!("ip6tables-{variant}-restore"),
-    };
-    node.script(&command, &[], &text(rules))
+    }
 }
 
 fn text(rules: &Rules) -> String {

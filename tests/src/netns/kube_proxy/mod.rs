@@ -132,6 +132,22 @@ impl KubeProxy {
         Ok(())
     }
 
+    /// Takes the rules away, so that those of another mode are in charge.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel or the machine lacks what the mode needs.
+    pub fn withdraw(mode: Mode, node: &Netns) -> Result<()> {
+        for family in Family::ALL {
+            match mode {
+                Mode::IptablesLegacy => iptables::withdraw(family, node, "legacy")?,
+                Mode::IptablesNft => iptables::withdraw(family, node, "nft")?,
+                Mode::Nftables => nftables::withdraw(family, node)?,
+            }
+        }
+        Ok(())
+    }
+
     /// The part of one family.
     fn of_family(&self, family: Family) -> Rules {
         let v4 = family == Family::V4;

@@ -13,6 +13,16 @@ pub(super) fn apply(rules: &Rules, node: &Netns) -> Result<()> {
     node.script("nft", &["-f", "-"], &text(rules))
 }
 
+/// Takes the table away, where there is one.
+pub(super) fn withdraw(family: Family, node: &Netns) -> Result<()> {
+    let ip = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let text = format!("table {ip} kube-proxy\ndelete table {ip} kube-proxy\n");
+    node.script("nft", &["-f", "-"], &text)
+}
+
 /// What differs between the families.
 struct Words {
     /// The table's family, and how addresses are matched.

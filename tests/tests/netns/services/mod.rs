@@ -1,0 +1,125 @@
+//! Services, translated as kube-proxy does it, and judged by the real agent.
+
+mod churn;
+mod inside;
+mod ipvs;
+mod nodes;
+mod outside;
+mod survival;
+mod translation;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use portcullis_tests::netns::kube_proxy::{KubeProxy, Mode, ServicePort};
+use portcullis_tests::netns::{
+    Family, Host, Node, Outcome, PATIENCE, Probe, SILENCE, What, measure,
+};
+
+use super::{Cast, in_both_forms};
+
+/// Ways of translation whose rules differ.
+const MODES: [Mode; 2] = [Mode::IptablesLegacy, Mode::Nftables];
+
+/// A Service's cluster IPs, one of each family.
+fn cluster_ips(last: u8) -> [IpAddr; 2] {
+    [
+        Ipv4Addr::new(10, 96, 0, last).into(),
+        Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, last.into()).into(),
+    ]
+}
+
+/// Addresses of both families that someone routes to the cluster.
+fn external_ips(last: u8) -> [IpAddr; 2] {
+    [
+        Ipv4Addr::new(192, 0, 2, last).into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, last.into()).into(),
+    ]
+}
+
+/// Where a Service leads to: `port` of these, in both families.
+fn backends(hosts: &[&Host], port: u16) -> Vec<SocketAddr> {
+    let addresses = hosts.iter().flat_map(|host| host.addresses());
+    addresses
+        .map(|address| SocketAddr::new(address, port))
+        .collect()
+}
+
+/// A peer for policies: an address of each family.
+fn ip_blocks(host: &Host) -> String {
+    let [v4, v6] = host.addresses();
+    format!("{{ipBlock: {{cidr: {v4}/32}}}}, {{ipBlock: {{cidr: '{v6}/128'}}}}")
+}
+
+/// kube-proxy for all pods of a cluster.
+fn kube_proxy(mode: Mode, services: &[ServicePort]) -> KubeProxy {
+    let networks = ["10.244.0.0/16", "fd00:10:244::/48"].map(|network| network.parse().unwrap());
+    let mut proxy = KubeProxy::new(mode, &networks);
+    proxy.services = services.to_vec();
+    proxy
+}
+
+/// Tells the agent's datastore of these Services.
+fn publish(node: &Node, services: &[ServicePort]) {
+    for (number, service) in services.iter().enumerate() {
+        let ServicePort {
+            cluster_ips,
+            external_ips,
+            ..
+        } = service;
+        let name = format!("service-{number}");
+        let store = node.datastore();
+        store
+            .put_service("shop", &name, cluster_ips, external_ips)
+            .unwrap();
+    }
+}
+
+/// Whatever is neither a pod's nor the node's goes to this host, so that kube-proxy can refuse it on the way.
+fn route_all_to(node: &Node, outside: &Host) {
+    let [v4, v6] = outside.addresses();
+    let routes = format!("route add 0.0.0.0/0 via {v4}\nroute add ::/0 via {v6}");
+    node.netns().ip(&routes).unwrap();
+}
+
+/// From, to the addresses of a Service, what, and what is to come of it.
+type Row<'a> = (&'a Host, [IpAddr; 2], What, Outcome);
+
+/// Tries every row in both families at once, and fails with all that is not as expected.
+#[track_caller]
+fn expect(when: &str, rows: &[Row<'_>]) {
+    let cells: Vec<_> = rows
+        .iter()
+        .flat_map(|row| Family::ALL.map(|family| (row, family)))
+        .collect();
+    let probes: Vec<_> = cells
+        .iter()
+        .map(|((from, to, what, expected), family)| Probe {
+            from: from.netns(),
+            to: to[*family as usize],
+            what: *what,
+            patience: match expected {
+                Outcome::Silent => SILENCE,
+                _ => PATIENCE,
+            },
+        })
+        .collect();
+    let wrong: Vec<_> = cells
+        .iter()
+        .zip(measure(&probes))
+        .filter(|(((.., expected), _), outcome)| outcome != expected)
+        .map(|(((from, to, what, expected), family), outcome)| {
+            let to = to[*family as usize];
+            format!(
+                "  {} -> {to} {what}: expected {expected}, got {outcome}",
+                from.name()
+            )
+        })
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{when}: {} of {} exchanges are wrong:\n{}",
+        wrong.len(),
+        cells.len(),
+        wrong.join("\n")
+    );
+}
