@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::thread;
 
+use policy_agent::report::Status;
 use portcullis_tests::netns::kube_proxy::{KubeProxy, Protocol, ServicePort};
 use portcullis_tests::netns::{Agent, Form, Greeter, Host, Outcome, PodSpec, SILENCE, What};
 
@@ -11,7 +12,7 @@ use super::{
     kube_proxy, publish, route_all_to,
 };
 use Outcome::{Answered, Refused, Silent};
-use What::{Tcp, Udp};
+use What::{Fragments, Tcp, Udp};
 
 in_both_forms! {
     egress_is_judged_by_backends
@@ -33,10 +34,14 @@ mod service {
     pub(super) const API: u8 = 1;
     pub(super) const OTHER_API: u8 = 2;
     pub(super) const API_ON_NODE: u8 = 3;
+    pub(super) const LATE: u8 = 4;
 }
 
 const NODE_PORT: u16 = 30080;
 const DENIED_NODE_PORT: u16 = 30081;
+const OWN_NODE_PORT: u16 = 30082;
+/// With `externalTrafficPolicy: Local`, which concerns nobody inside.
+const LOCAL_NODE_PORT: u16 = 30083;
 
 /// Lets a pod's frame go back to where it came from, as a bridge's users ask for (`hairpinMode` of CNI's bridge): what a
 /// bridge translates it may forward without the node's routes, hence to the same port.
@@ -47,7 +52,7 @@ fn let_web_reach_itself(cast: &Cast) {
     }
 }
 
-fn services(cast: &Cast, outside: [&Host; 2]) -> Vec<ServicePort> {
+fn services(cast: &Cast, outside: [&Host; 3]) -> Vec<ServicePort> {
     let tcp = |last, hosts: &[&Host]| {
         ServicePort::new(
             &cluster_ips(last),
@@ -64,6 +69,14 @@ fn services(cast: &Cast, outside: [&Host; 2]) -> Vec<ServicePort> {
             &backends(&[host], port),
         )
     };
+    let closed = |last, host: &Host| {
+        ServicePort::new(
+            &cluster_ips(last),
+            Protocol::Tcp,
+            CLOSED,
+            &backends(&[host], CLOSED),
+        )
+    };
     let from_outside = |last, host: &Host, node_port| ServicePort {
         external_ips: external_ips(last).to_vec(),
         node_port: Some(node_port),
@@ -77,7 +90,18 @@ fn services(cast: &Cast, outside: [&Host; 2]) -> Vec<ServicePort> {
         udp(service::ALLOWED, &cast.db, CLOSED),
         udp(service::DENIED, &cast.tool, CLOSED),
         tcp(service::DEAD, &[]),
-        tcp(service::ITSELF, &[&cast.web]),
+        ServicePort {
+            node_port: Some(OWN_NODE_PORT),
+            ..tcp(service::ITSELF, &[&cast.web])
+        },
+        ServicePort {
+            node_port: Some(LOCAL_NODE_PORT),
+            local_backends: Some(Vec::new()),
+            ..ServicePort::new(&[], Protocol::Tcp, PORT, &backends(&[&cast.db], 80))
+        },
+        closed(service::ALLOWED, &cast.db),
+        closed(service::DENIED, &cast.tool),
+        tcp(service::LATE, &[outside[2]]),
         tcp(service::API, &[outside[0]]),
         tcp(service::OTHER_API, &[outside[1]]),
         tcp(service::API_ON_NODE, &[&cast.node]),
@@ -90,13 +114,20 @@ fn egress_is_judged_by_backends(form: Form) {
     let other = cast.node.add_outside("other", 10).unwrap();
     route_all_to(&cast.node, &other);
     let_web_reach_itself(&cast);
-    let services = services(&cast, [&api, &other]);
-    publish(&cast.node, &services);
     cast.policy(
         "default-deny",
         "{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress]}",
     );
     let agent = Agent::start(&cast.node).unwrap();
+    // By an interface that was not there when the agent came.
+    let late = cast.node.add_outside("late", 11).unwrap();
+    let services = services(&cast, [&api, &other, &late]);
+    publish(&cast.node, &services);
+    let has_exits = |status: &Status| {
+        let exits = &status.exits;
+        exits.len() == 3 && exits.iter().all(|exit| exit.state == "attached")
+    };
+    agent.wait_for_status(has_exits).unwrap();
     let (web, node) = (&cast.web, &*cast.node);
     let rows = |allowed: Outcome, refused: Outcome| -> Vec<Row<'_>> {
         let to = cluster_ips;
@@ -105,9 +136,13 @@ fn egress_is_judged_by_backends(form: Form) {
             (web, to(service::DENIED), Tcp(PORT), Silent),
             (web, to(service::ALLOWED), Udp(53), allowed.clone()),
             (web, to(service::DENIED), Udp(53), Silent),
+            (web, to(service::ALLOWED), Fragments(53), allowed.clone()),
+            (web, to(service::DENIED), Fragments(53), Silent),
             // The backend's kernel says that nobody listens: an ICMP error from behind the Service.
-            (web, to(service::ALLOWED), Udp(CLOSED), refused),
+            (web, to(service::ALLOWED), Udp(CLOSED), refused.clone()),
             (web, to(service::DENIED), Udp(CLOSED), Silent),
+            (web, to(service::ALLOWED), Tcp(CLOSED), refused),
+            (web, to(service::DENIED), Tcp(CLOSED), Silent),
             (
                 web,
                 external_ips(service::ALLOWED),
@@ -117,8 +152,12 @@ fn egress_is_judged_by_backends(form: Form) {
             (web, external_ips(service::DENIED), Tcp(PORT), Silent),
             (web, node.addresses(), Tcp(NODE_PORT), allowed.clone()),
             (web, node.addresses(), Tcp(DENIED_NODE_PORT), Silent),
+            (web, node.addresses(), Tcp(LOCAL_NODE_PORT), allowed.clone()),
+            (web, node.addresses(), Tcp(OWN_NODE_PORT), Answered),
             (web, to(service::API), Tcp(PORT), allowed.clone()),
             (web, to(service::OTHER_API), Tcp(PORT), Silent),
+            (web, to(service::LATE), Tcp(PORT), Silent),
+            (&cast.tool, to(service::LATE), Tcp(PORT), Answered),
             // Without a Service between, or with a headless one.
             (web, cast.db.addresses(), Tcp(80), allowed.clone()),
             (web, cast.db.addresses(), Tcp(8080), Silent),
@@ -140,7 +179,7 @@ fn egress_is_judged_by_backends(form: Form) {
          policyTypes: [Egress]\n\
          egress:\n\
          - to: [{{podSelector: {{matchLabels: {{app: db}}}}}}]\n\
-         \x20 ports: [{{port: 80}}, {{port: 53, protocol: UDP}}, {{port: {CLOSED}, protocol: UDP}}]\n\
+         \x20 ports: [{{port: 80}}, {{port: 53, protocol: UDP}}, {{port: {CLOSED}, protocol: UDP}}, {{port: {CLOSED}}}]\n\
          - to: [{}]\n\
          \x20 ports: [{{port: 80}}]",
         ip_blocks(&api)
@@ -167,6 +206,11 @@ fn egress_is_judged_by_backends(form: Form) {
         expect(&format!("{mode:?}, Services"), &rows(Silent, Silent));
         KubeProxy::withdraw(mode, node.netns()).unwrap();
     }
+    let told = |line: &str| {
+        // With the address that the Service's was translated to.
+        line.contains("drop egress shop/web -> dev/tool") && line.contains(":80/TCP")
+    };
+    agent.wait_for_log(told).unwrap();
 }
 
 /// Connections to a Service with two backends, one of which policy allows.

@@ -16,7 +16,7 @@ use portcullis_tests::netns::{
 use super::inside::connect_at_once;
 use super::{backends, cluster_ips, expect, in_both_forms, kube_proxy, publish};
 use Outcome::{Answered, Silent};
-use What::{Tcp, Udp};
+use What::{Fragments, Tcp, Udp};
 
 in_both_forms! {
     egress_is_judged_across_routes
@@ -222,16 +222,18 @@ fn egress_is_judged_between_nodes(form: Form, underlay: Underlay) {
         Form::Bridge => Mode::IptablesLegacy,
     };
     kube_proxy(mode, &services).apply(near.netns()).unwrap();
-    let rows = |db_: Outcome, api: Outcome| {
+    let rows = |to_db: Outcome, api: Outcome| {
         [
-            (web, cluster_ips(10), Tcp(PORT), db_.clone()),
+            (web, cluster_ips(10), Tcp(PORT), to_db.clone()),
             (web, cluster_ips(11), Tcp(PORT), Silent),
-            (web, cluster_ips(10), Udp(53), db_.clone()),
+            (web, cluster_ips(10), Udp(53), to_db.clone()),
             (web, cluster_ips(11), Udp(53), Silent),
-            (web, near.addresses(), Tcp(NODE_PORT), db_.clone()),
+            (web, cluster_ips(10), Fragments(53), to_db.clone()),
+            (web, cluster_ips(11), Fragments(53), Silent),
+            (web, near.addresses(), Tcp(NODE_PORT), to_db.clone()),
             (web, near.addresses(), Tcp(NODE_PORT + 1), Silent),
             (web, cluster_ips(1), Tcp(PORT), api),
-            (web, db.addresses(), Tcp(80), db_),
+            (web, db.addresses(), Tcp(80), to_db),
             (web, far_tool.addresses(), Tcp(80), Silent),
             // Not isolated for egress; the other node judges whom it hears from.
             (other, cluster_ips(10), Tcp(PORT), Silent),
