@@ -1,6 +1,6 @@
 //! What becomes of connections that are open when policies, or the agent, come and go.
 
-use super::{Cast, DENY_ALL, DENY_INGRESS, Form, Host, What, check, in_both_forms};
+use super::{Cast, DENY_INGRESS, Form, Host, What, check, in_both_forms};
 use What::{Ping, Tcp, Udp};
 use portcullis_tests::netns::{Agent, Family, Flow, PATIENCE, SILENCE, Stream};
 
@@ -98,14 +98,7 @@ fn egress_policy_cuts_too(form: Form) {
 
 fn connections_survive_unrelated_changes_and_the_agents_death(form: Form) {
     let cast = Cast::new(form);
-    cast.policy("default-deny", DENY_ALL);
-    cast.policy(
-        "web-out",
-        "podSelector: {matchLabels: {app: web}}\n\
-         policyTypes: [Egress]\n\
-         egress:\n- to: [{podSelector: {matchLabels: {app: db}}}]",
-    );
-    cast.policy("web-to-db", super::WEB_TO_DB);
+    cast.only_web_to_db();
     let agent = Agent::start(&cast.node).unwrap();
     let mut flows = open(&cast.web, &cast.db, 9000);
     assert_alive("allowed", &mut flows);

@@ -81,6 +81,18 @@ impl Cast {
             .unwrap();
     }
 
+    /// Web may open connections to db, and nobody anything else; db least of all.
+    fn only_web_to_db(&self) {
+        self.policy("default-deny", DENY_ALL);
+        self.policy(
+            "web-out",
+            "podSelector: {matchLabels: {app: web}}\n\
+             policyTypes: [Egress]\n\
+             egress:\n- to: [{podSelector: {matchLabels: {app: db}}}]",
+        );
+        self.policy("web-to-db", WEB_TO_DB);
+    }
+
     fn no_policy(&self, name: &str) {
         self.node.datastore().delete_policy("shop", name).unwrap();
     }

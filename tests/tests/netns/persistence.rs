@@ -14,7 +14,7 @@ use policy_common::map;
 use policy_common::verdict::Direction;
 
 use super::uninstall::{Loaded, uninstall};
-use super::{Cast, DENY_ALL, Form, What, check, in_both_forms};
+use super::{Cast, Form, What, check, in_both_forms};
 use What::{Tcp, Udp};
 use portcullis_tests::netns::{Agent, Family, Flow, Load, PATIENCE, PodSpec, get};
 
@@ -23,18 +23,6 @@ in_both_forms! {
     what_changed_meanwhile_opens_no_window
     connections_survive_tables_of_another_size
     an_agent_may_die_in_the_middle_of_a_plan
-}
-
-/// Web may open connections to db, and nobody anything else; db least of all.
-fn tight(cast: &Cast) {
-    cast.policy("default-deny", DENY_ALL);
-    cast.policy(
-        "web-out",
-        "podSelector: {matchLabels: {app: web}}\n\
-         policyTypes: [Egress]\n\
-         egress:\n- to: [{podSelector: {matchLabels: {app: db}}}]",
-    );
-    cast.policy("web-to-db", super::WEB_TO_DB);
 }
 
 fn load(cast: &Cast) -> Load<'_> {
@@ -123,7 +111,7 @@ fn await_that<T: std::fmt::Debug>(what: &str, condition: impl Fn() -> (bool, T))
 
 fn a_killed_agents_flows_counters_and_ids_are_taken_over(form: Form) {
     let cast = Cast::new(form);
-    tight(&cast);
+    cast.only_web_to_db();
     let agent = Agent::start(&cast.node).unwrap();
     let mut held: Vec<_> = Family::ALL
         .iter()
@@ -215,7 +203,7 @@ fn a_killed_agents_flows_counters_and_ids_are_taken_over(form: Form) {
 
 fn what_changed_meanwhile_opens_no_window(form: Form) {
     let cast = Cast::new(form);
-    tight(&cast);
+    cast.only_web_to_db();
     let other = cast
         .node
         .add(PodSpec::new("shop", "other", &[("app", "other")]))
@@ -264,7 +252,7 @@ fn what_changed_meanwhile_opens_no_window(form: Form) {
 /// Whether its connections go on, and the tables have the size that they are to have.
 fn connections_survive_tables_of_another_size(form: Form) {
     let cast = Cast::new(form);
-    tight(&cast);
+    cast.only_web_to_db();
     let mut agent = Agent::start(&cast.node).unwrap();
     let mut held: Vec<_> = Family::ALL
         .iter()
@@ -315,7 +303,7 @@ fn connections_survive_tables_of_another_size(form: Form) {
 #[test]
 fn crowded_tables_are_no_obstacle() {
     let cast = Cast::new(Form::Routed);
-    tight(&cast);
+    cast.only_web_to_db();
     let agent = Agent::start(&cast.node).unwrap();
     let used = |agent: &Agent<'_>, table: &str| {
         let tables = agent.status().unwrap().tables;
@@ -351,7 +339,7 @@ fn crowded_tables_are_no_obstacle() {
 #[test]
 fn a_changeover_that_was_interrupted_is_ended() {
     let cast = Cast::new(Form::Routed);
-    tight(&cast);
+    cast.only_web_to_db();
     let agent = Agent::start(&cast.node).unwrap();
     let ids = endpoint_ids(&cast);
     let to = cast.db.address(Family::V4);
@@ -392,7 +380,7 @@ fn mark_as_other_layout(cast: &Cast) {
 
 fn an_agent_may_die_in_the_middle_of_a_plan(form: Form) {
     let cast = Cast::new(form);
-    tight(&cast);
+    cast.only_web_to_db();
     drop(Agent::start(&cast.node).unwrap());
     let told = load(&cast).during(|running| {
         for round in 0..12_u64 {
@@ -444,7 +432,7 @@ fn killed_and_upgraded_again_and_again_under_load() {
     let kills = times("PORTCULLIS_TEST_KILLS", 10);
     let upgrades = times("PORTCULLIS_TEST_UPGRADES", 3);
     let cast = Cast::new(Form::Routed);
-    tight(&cast);
+    cast.only_web_to_db();
     let agent = Agent::start(&cast.node).unwrap();
     let mut loaded = Loaded::of(&agent);
     let mut agent = Some(agent);

@@ -17,21 +17,9 @@ in_both_forms! {
     fragments_follow_their_datagram
 }
 
-/// Lets `web` reach `db` both by its own egress and by db's ingress.
-fn web_to_db(cast: &Cast) {
-    cast.policy("default-deny", DENY_ALL);
-    cast.policy(
-        "web-out",
-        "podSelector: {matchLabels: {app: web}}\n\
-         policyTypes: [Egress]\n\
-         egress:\n- to: [{podSelector: {matchLabels: {app: db}}}]",
-    );
-    cast.policy("db-in", super::WEB_TO_DB);
-}
-
 fn pings_follow_policy(form: Form) {
     let cast = Cast::new(form);
-    web_to_db(&cast);
+    cast.only_web_to_db();
     let _agent = Agent::start(&cast.node).unwrap();
     let (web, db, tool) = (&cast.web, &cast.db, &cast.tool);
     check(
@@ -50,7 +38,7 @@ fn pings_follow_policy(form: Form) {
 fn port_unreachable_reaches_the_client(form: Form) {
     const NOBODY: u16 = 999;
     let cast = Cast::new(form);
-    web_to_db(&cast);
+    cast.only_web_to_db();
     let _agent = Agent::start(&cast.node).unwrap();
     let rows = [
         (&cast.web, &cast.db, Udp(NOBODY), Outcome::Refused),

@@ -1,7 +1,7 @@
 //! Packets to Services: let through with a mark by `from_pod`, judged by `exit` or `to_pod` with the addresses
 //! that they were translated to.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use policy_common::endpoint::Endpoint;
 use policy_common::service::MarkBits;
@@ -10,16 +10,16 @@ use policy_common::verdict::Reason::{
     PolicyAllowed, PolicyDenied,
 };
 use policy_core::op::Op;
-use portcullis_tests::packet::Kind::{self, EchoRequest, Tcp, Udp};
+use portcullis_tests::packet::Kind::{EchoRequest, Tcp, Udp};
 use portcullis_tests::packet::flags::{ACK, SYN, SYN_ACK};
-use portcullis_tests::packet::{ETH, frame, icmp_error, v4, v6};
+use portcullis_tests::packet::{ETH, icmp_error, v4, v6};
 use portcullis_tests::tables_by_hand::{Page, Peers, Ports, endpoint, identity};
 use portcullis_tests::testrun::{LOOPBACK, Passage};
 
 use crate::fragments::fragment;
 use crate::world::{
     ALLOW_ALL, DENY_ALL, EGRESS_POLICY, Egress, FAMILIES, FRIEND, INGRESS_POLICY, Ingress, POD,
-    STRANGER, World, incoming, outgoing,
+    STRANGER, World, between, incoming, outgoing,
 };
 
 /// A Service's address, which stands for a friend or a stranger.
@@ -438,19 +438,4 @@ fn without_ethernet(packet: &[u8]) -> Vec<u8> {
     let mut bytes = packet[ETH..].to_vec();
     bytes[12..14].copy_from_slice(&packet[12..14]);
     bytes
-}
-
-fn between(
-    source: [IpAddr; 2],
-    destination: [IpAddr; 2],
-    family: usize,
-    sport: u16,
-    dport: u16,
-    kind: Kind,
-) -> Vec<u8> {
-    frame(
-        SocketAddr::new(source[family], sport),
-        SocketAddr::new(destination[family], dport),
-        kind,
-    )
 }

@@ -172,11 +172,7 @@ pub(crate) fn incoming(
     dport: u16,
     kind: Kind,
 ) -> Vec<u8> {
-    frame(
-        SocketAddr::new(remote[family], sport),
-        SocketAddr::new(POD[family], dport),
-        kind,
-    )
+    between(remote, POD, family, sport, dport, kind)
 }
 
 /// A packet out of the pod: from the pod's port to a remote address and port.
@@ -187,9 +183,21 @@ pub(crate) fn outgoing(
     dport: u16,
     kind: Kind,
 ) -> Vec<u8> {
+    between(POD, remote, family, sport, dport, kind)
+}
+
+/// A packet from one address and port to another.
+pub(crate) fn between(
+    source: [IpAddr; 2],
+    destination: [IpAddr; 2],
+    family: usize,
+    sport: u16,
+    dport: u16,
+    kind: Kind,
+) -> Vec<u8> {
     frame(
-        SocketAddr::new(POD[family], sport),
-        SocketAddr::new(remote[family], dport),
+        SocketAddr::new(source[family], sport),
+        SocketAddr::new(destination[family], dport),
         kind,
     )
 }
