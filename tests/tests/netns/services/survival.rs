@@ -119,8 +119,19 @@ fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
     agent.sync().unwrap();
     expect_alive("with another Service");
 
+    let mut downloads = Family::ALL.map(|family| {
+        let (to, at) = ends(family);
+        Flow::open_through(web.netns(), to, db.netns(), at).unwrap()
+    });
     cast.policy("web-out", WEB_MAY_REACH_TOOL);
     agent.sync().unwrap();
+    for flow in &mut downloads {
+        let before = revoked(&agent);
+        // The client's acknowledgements are packets, too; until the first is judged, the server is heard.
+        while flow.server_speaks(SILENCE).unwrap() {}
+        // Without acknowledgements the server would fall silent by itself, some packets later.
+        assert!(revoked(&agent) > before, "a server that goes on sending");
+    }
     for (tcp, udp) in &mut flows {
         assert!(!tcp.client_speaks(SILENCE).unwrap(), "TCP to the server");
         assert!(!tcp.server_speaks(SILENCE).unwrap(), "TCP to the client");
@@ -139,6 +150,15 @@ fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
             "UDP to the client, allowed again"
         );
     }
+}
+
+/// Packets to pods that belonged to a connection that was cut.
+fn revoked(agent: &Agent<'_>) -> u64 {
+    let counters = agent.status().unwrap().counters;
+    let rows = counters
+        .iter()
+        .filter(|row| row.direction == "ingress" && row.reason == "flow_revoked");
+    rows.map(|row| row.packets).sum()
 }
 
 fn publish_another(cast: &Cast) {
