@@ -1,12 +1,12 @@
 //! Servers that say who they are, for clients that cannot know where a Service leads them.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::Netns;
 
@@ -39,15 +39,26 @@ impl Greeter {
         })
     }
 
-    /// Connects from `from`, and gives the name of the server that answered within `patience`.
+    /// Connects from `port` of `from`, 0 for any, and gives the name of the server that answered within `patience`.
     ///
     /// # Errors
     ///
     /// When none did: what the kernel said.
-    pub fn who_answers(from: &Netns, to: IpAddr, port: u16, patience: Duration) -> io::Result<u8> {
+    pub fn who_answers(
+        from: &Netns,
+        port: u16,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> io::Result<u8> {
         from.enter(|| {
-            let to = SocketAddr::new(to, port);
-            let mut stream = TcpStream::connect_timeout(&to, patience)?;
+            let any: IpAddr = match to {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(any, port).into())?;
+            socket.connect_timeout(&to.into(), patience)?;
+            let mut stream = TcpStream::from(socket);
             stream.set_read_timeout(Some(patience))?;
             let mut name = [0];
             stream.read_exact(&mut name)?;

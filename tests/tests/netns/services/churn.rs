@@ -2,8 +2,9 @@
 //! some moment of it explains.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -108,10 +109,14 @@ impl Attempt {
 }
 
 /// Connects until told to stop.
-fn connect_on(from: &Host, to: std::net::IpAddr, stop: &AtomicBool, done: &Mutex<Vec<Attempt>>) {
+fn connect_on(from: &Host, to: IpAddr, stop: &AtomicBool, done: &Mutex<Vec<Attempt>>) {
+    // No port twice: the kernel remembers for minutes where it led a connection of the same addresses and ports.
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
+    let to = SocketAddr::new(to, PORT);
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let answer = Greeter::who_answers(from.netns(), to, PORT, PATIENCE);
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        let answer = Greeter::who_answers(from.netns(), port, to, PATIENCE);
         let outcome = match answer.map_err(|error| error.kind()) {
             Ok(name) => Outcome::Answered(char::from(name)),
             Err(ErrorKind::TimedOut | ErrorKind::WouldBlock) => Outcome::Silent,

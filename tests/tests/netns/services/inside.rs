@@ -1,6 +1,6 @@
 //! Pods of a node, and what they reach through Services: an egress-isolated client's every way.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 
 use policy_agent::report::Status;
@@ -260,7 +260,8 @@ fn only_allowed_backends_of_several_are_reached(form: Form) {
 /// Connects several times at once, and says who answered.
 pub(super) fn connect_at_once(from: &Host, to: IpAddr, attempts: usize) -> Vec<Option<u8>> {
     thread::scope(|scope| {
-        let attempt = || Greeter::who_answers(from.netns(), to, PORT, SILENCE).ok();
+        let attempt =
+            || Greeter::who_answers(from.netns(), 0, SocketAddr::new(to, PORT), SILENCE).ok();
         let threads: Vec<_> = (0..attempts).map(|_| scope.spawn(attempt)).collect();
         threads
             .into_iter()
