@@ -68,8 +68,6 @@ impl Mode {
         }
     }
 
-    const ALL: [Self; 2] = [Self::Tcx, Self::Clsact];
-
     pub(super) fn of_this_kernel() -> Self {
         match KernelVersion::current() {
             Ok(version) if version < KernelVersion::new(6, 6, 0) => Self::Clsact,
@@ -119,10 +117,6 @@ pub(super) enum Filter {
 }
 
 impl Attachment {
-    pub(super) fn mode(&self) -> Mode {
-        self.mode
-    }
-
     pub(super) fn describe(&self, ebpf: &Ebpf) -> Attached {
         let id = |name| {
             ebpf.program(name)
@@ -165,7 +159,10 @@ pub(super) fn attach(
                 .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin))
                 .map(|_| ()),
         };
-        let attached = attached.and_then(|()| clear_other(bpffs, ifindex, &interface, name, mode));
+        let attached = attached.and_then(|()| {
+            let place = (name, attach_type, HANDLE);
+            clear_other(bpffs, ifindex, &interface, place, mode)
+        });
         if let Err(error) = attached {
             let error = explain(error, name, ifindex, &interface, &pin);
             // Half attached is not attached: nobody would detach the other half.
@@ -228,26 +225,22 @@ pub(super) fn has_tcx_programs(ifindex: u32) -> bool {
 }
 
 /// Takes away what the other mode attached, now that this one has.
-fn clear_other(
+pub(super) fn clear_other(
     bpffs: &Path,
     ifindex: u32,
     interface: &str,
-    program: &str,
+    (program, attach_type, handle): (&str, TcAttachType, TcHandle),
     mode: Mode,
 ) -> Result<(), Failure> {
-    for other in Mode::ALL.into_iter().filter(|other| *other != mode) {
-        let pin = pin_path(bpffs, ifindex, program, other);
-        if !pin.exists() {
-            continue;
-        }
-        if other == Mode::Clsact {
-            for (_, attach_type) in PROGRAMS.into_iter().filter(|(name, _)| *name == program) {
-                detach_clsact(ifindex, interface, attach_type, HANDLE);
-            }
-        }
-        remove_pin(&pin)?;
+    let other = match mode {
+        Mode::Tcx => Mode::Clsact,
+        Mode::Clsact => Mode::Tcx,
+    };
+    let pin = pin_path(bpffs, ifindex, program, other);
+    if other == Mode::Clsact && pin.exists() {
+        detach_clsact(ifindex, interface, attach_type, handle);
     }
-    Ok(())
+    remove_pin(&pin)
 }
 
 /// An attach step's failure, before it is known what it means.
@@ -556,7 +549,7 @@ mod tests {
     fn pins_are_read_back_as_they_are_named() {
         let dir = Path::new("/sys/fs/bpf/portcullis");
         for (name, attach_type) in PROGRAMS {
-            for mode in Mode::ALL {
+            for mode in [Mode::Tcx, Mode::Clsact] {
                 let parsed = parse_pin(&pin_path(dir, 42, name, mode)).expect("our own name");
                 assert_eq!(parsed, (42, attach_type, mode));
             }

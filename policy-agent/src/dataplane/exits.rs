@@ -82,6 +82,10 @@ pub(super) fn attach(
                 attach::attach_clsact(program, &interface, ATTACH_TYPE, HANDLE, &pin).map(|_| None)
             }),
     };
+    let attached = attached.and_then(|link| {
+        attach::clear_other(bpffs, ifindex, &interface, (PIN, ATTACH_TYPE, HANDLE), mode)?;
+        Ok(link)
+    });
     let link = attached.map_err(|error| attach::explain(error, name, ifindex, &interface, &pin))?;
     let exit = Exit {
         ifindex,

@@ -15,7 +15,7 @@ impl Dataplane {
             return Vec::new();
         }
         let by_clsact = self.attachments.iter();
-        let by_clsact = by_clsact.filter(|(_, attachment)| attachment.mode() == Mode::Clsact);
+        let by_clsact = by_clsact.filter(|(_, attachment)| attachment.mode == Mode::Clsact);
         // One that is gone is detached elsewhere.
         let overtaken: Vec<_> = by_clsact
             .filter_map(|(ifindex, _)| Some((*ifindex, current_name(*ifindex, "").ok()?)))

@@ -97,19 +97,15 @@ fn an_interface_may_leave_and_come_back(form: Form) {
 }
 
 fn a_sandbox_is_made_again_with_the_same_address(form: Form) {
+    let cast = Cast::new(form);
+    cast.policy("default-deny", DENY_INGRESS);
+    cast.policy("web-to-db", super::WEB_TO_DB);
     let Cast {
         node,
         web,
         db,
         tool,
-    } = Cast::new(form);
-    let store = node.datastore();
-    store
-        .put_policy("shop", "default-deny", DENY_INGRESS)
-        .unwrap();
-    store
-        .put_policy("shop", "web-to-db", super::WEB_TO_DB)
-        .unwrap();
+    } = cast;
     let agent = Agent::start(&node).unwrap();
     // The API says nothing: the pod is the same, and its sandbox is another.
     let again = |name, last| {

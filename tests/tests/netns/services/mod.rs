@@ -11,9 +11,7 @@ mod translation;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portcullis_tests::netns::kube_proxy::{KubeProxy, Mode, ServicePort};
-use portcullis_tests::netns::{
-    Family, Host, Node, Outcome, PATIENCE, Probe, SILENCE, What, measure,
-};
+use portcullis_tests::netns::{Host, Node, Row, expect};
 
 use super::{Cast, in_both_forms};
 
@@ -79,47 +77,4 @@ fn route_all_to(node: &Node, outside: &Host) {
     let [v4, v6] = outside.addresses();
     let routes = format!("route add 0.0.0.0/0 via {v4}\nroute add ::/0 via {v6}");
     node.netns().ip(&routes).unwrap();
-}
-
-/// From, to the addresses of a Service, what, and what is to come of it.
-type Row<'a> = (&'a Host, [IpAddr; 2], What, Outcome);
-
-/// Tries every row in both families at once, and fails with all that is not as expected.
-#[track_caller]
-fn expect(when: &str, rows: &[Row<'_>]) {
-    let cells: Vec<_> = rows
-        .iter()
-        .flat_map(|row| Family::ALL.map(|family| (row, family)))
-        .collect();
-    let probes: Vec<_> = cells
-        .iter()
-        .map(|((from, to, what, expected), family)| Probe {
-            from: from.netns(),
-            to: to[*family as usize],
-            what: *what,
-            patience: match expected {
-                Outcome::Silent => SILENCE,
-                _ => PATIENCE,
-            },
-        })
-        .collect();
-    let wrong: Vec<_> = cells
-        .iter()
-        .zip(measure(&probes))
-        .filter(|(((.., expected), _), outcome)| outcome != expected)
-        .map(|(((from, to, what, expected), family), outcome)| {
-            let to = to[*family as usize];
-            format!(
-                "  {} -> {to} {what}: expected {expected}, got {outcome}",
-                from.name()
-            )
-        })
-        .collect();
-    assert!(
-        wrong.is_empty(),
-        "{when}: {} of {} exchanges are wrong:\n{}",
-        wrong.len(),
-        cells.len(),
-        wrong.join("\n")
-    );
 }
