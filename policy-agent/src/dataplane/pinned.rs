@@ -98,6 +98,10 @@ pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>, mark: M
         .map(|(name, fit)| format!("{name} ({})", fit.as_str()))
         .collect();
     let former = match read_endpoints(dir) {
+        // Of an agent that ended before its first plan.
+        Ok((layouts, former)) if layouts.rules == 0 && former.endpoints.is_empty() => {
+            return Found::Nothing;
+        }
         Ok((_, former)) if !fits_mark(&former, mark) => {
             tracing::warn!(
                 highest = mark.highest_slot(),

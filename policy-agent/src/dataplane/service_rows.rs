@@ -57,10 +57,14 @@ impl ServiceRows {
         let hint = hint(address);
         self.set(hint, true)?;
         let rows = self.rows();
-        match address {
+        let put = match address {
             IpAddr::V4(v4) => self.v4.put(octets_v4(v4), row),
             IpAddr::V6(v6) => self.v6.put(octets_v6(v6), row),
-        }?;
+        };
+        if put.is_err() && !self.hinted.contains_key(&hint) {
+            self.set(hint, false)?;
+        }
+        put?;
         if self.rows() != rows {
             *self.hinted.entry(hint).or_default() += 1;
         }
