@@ -2,6 +2,8 @@
 //! UDP over IPv4 and IPv6. Needs iproute2, `policy-agent` and `policyctl`, and nothing else; made for
 //! emulated machines, so nothing here is measured in time but silence.
 
+use std::fs;
+
 use What::{Ping, Tcp, Udp};
 use portcullis_tests::netns::{
     Agent, Family, Flow, Form, Node, PATIENCE, PodSpec, SILENCE, What, check,
@@ -86,4 +88,22 @@ fn policies_are_enforced() {
         "{output:?}"
     );
     check("uninstalled", &rows(true, true));
+}
+
+/// As in the container of `manifests/`.
+#[test]
+fn little_locked_memory_is_enough_or_the_error_says_so() {
+    let node = Node::new(Form::Routed).unwrap();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let started = Agent::start_with_little_locked_memory(&node);
+    // The first kernel that does not count maps is 5.11.
+    if release.starts_with("5.10.") {
+        let said = format!("{:#}", started.expect_err("maps count as locked memory"));
+        assert!(
+            said.contains("add SYS_RESOURCE to the container's capabilities"),
+            "{said}"
+        );
+    } else {
+        started.unwrap().status().unwrap();
+    }
 }

@@ -17,6 +17,13 @@ pub enum LoadError {
         "loading BPF programs is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
     )]
     NotPermitted,
+    /// The same answer from the kernel, where it may also mean too little locked memory.
+    #[error(
+        "loading BPF maps is not permitted: kernels before 5.11 count them against RLIMIT_MEMLOCK, which cannot be raised \
+         without CAP_SYS_RESOURCE; add SYS_RESOURCE to the container's capabilities, or start the agent with an unlimited \
+         RLIMIT_MEMLOCK; it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON besides"
+    )]
+    LockedMemory,
     /// The kernel was built without the bpf system call.
     #[error("this kernel has no BPF (CONFIG_BPF_SYSCALL is off)")]
     NoBpf,

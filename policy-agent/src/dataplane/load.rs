@@ -78,7 +78,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         return Err(LoadError::NoObject);
     }
     check_kernel()?;
-    raise_memlock_limit();
+    let locked_memory = LockedMemory::claim();
     let capacities = capacities(&config.capacities)?;
     if config.pin {
         bpffs::prepare(&config.bpffs)?;
@@ -113,7 +113,9 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     for name in &reused {
         loader.map_pin_path(name, config.bpffs.join(name));
     }
-    let mut ebpf = loader.load(OBJECT).map_err(refused)?;
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| refused(error, locked_memory))?;
     for name in [FROM_POD, TO_POD, EXIT, EXIT_L3] {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
@@ -178,14 +180,23 @@ fn check_kernel() -> Result<(), LoadError> {
     }
 }
 
-/// Before 5.11 maps count against RLIMIT_MEMLOCK, which only CAP_SYS_RESOURCE may raise.
-fn raise_memlock_limit() {
-    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-    let counted = KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 11, 0));
-    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
-        && counted
-    {
-        tracing::warn!(%error, "cannot raise RLIMIT_MEMLOCK; loading maps may fail on this kernel");
+/// Whether maps may take as much memory as they need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LockedMemory {
+    Unlimited,
+    /// Maps count against RLIMIT_MEMLOCK, as on kernels before 5.11, and it could not be raised.
+    Limited,
+}
+
+impl LockedMemory {
+    /// Raises the limit, which takes CAP_SYS_RESOURCE.
+    fn claim() -> Self {
+        use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+        let is_counted = KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(5, 11, 0));
+        match setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+            Err(_) if is_counted => Self::Limited,
+            _ => Self::Unlimited,
+        }
     }
 }
 
@@ -250,11 +261,14 @@ fn pin_maps(ebpf: &aya::Ebpf, dir: &Path) -> Result<(), LoadError> {
 }
 
 /// Names the two common causes of a refused object.
-fn refused(error: EbpfError) -> LoadError {
+fn refused(error: EbpfError, locked_memory: LockedMemory) -> LoadError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(current) = cause {
         if let Some(io) = current.downcast_ref::<io::Error>() {
             match io.raw_os_error() {
+                Some(libc::EPERM) if locked_memory == LockedMemory::Limited => {
+                    return LoadError::LockedMemory;
+                }
                 Some(libc::EPERM) => return LoadError::NotPermitted,
                 Some(libc::ENOSYS) => return LoadError::NoBpf,
                 _ => {}

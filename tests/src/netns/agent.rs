@@ -163,6 +163,23 @@ impl<'a> Agent<'a> {
         Ok(agent)
     }
 
+    /// Starts an agent as root that may lock 64 KiB of memory and cannot change that, and waits as [`Self::start`]
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or takes too long; with its log.
+    pub fn start_with_little_locked_memory(node: &'a Node) -> Result<Self> {
+        let script = r#"ulimit -l 64 && exec setpriv --bounding-set=-sys_resource "$0" "$@""#;
+        let mut command = node.netns().command("sh");
+        command.args(["-c", script]).arg(binary("policy-agent")?);
+        Self::configure(node, Source::Files, &mut command);
+        let process = Process::spawn("policy-agent", command, node.log_file())?;
+        let mut agent = Self { node, process };
+        agent.wait()?;
+        Ok(agent)
+    }
+
     /// The command that runs an agent on `node`.
     ///
     /// # Errors

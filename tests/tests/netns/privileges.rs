@@ -10,9 +10,6 @@ use super::{Cast, DENY_INGRESS, Form, WEB_TO_DB, What, check};
 use What::{Ping, Tcp};
 use portcullis_tests::netns::Agent;
 
-/// What only kernels before 5.11 ask for, and no test of this file can miss.
-const FOR_OLD_KERNELS: &str = "SYS_RESOURCE";
-
 /// The container's capabilities.
 fn granted() -> Vec<String> {
     let path =
@@ -53,7 +50,7 @@ fn granted_capabilities_are_enough() {
 fn without_any_one_of_them_the_agent_does_not_start() {
     let cast = Cast::new(Form::Routed);
     let granted = granted();
-    for missing in granted.iter().filter(|name| *name != FOR_OLD_KERNELS) {
+    for missing in &granted {
         let others: Vec<_> = granted
             .iter()
             .filter(|name| *name != missing)

@@ -37,6 +37,7 @@ pub(crate) fn make(
         ("busybox", "bin/busybox"),
         ("dash", "bin/sh"),
         ("ip", "sbin/ip"),
+        ("setpriv", "bin/setpriv"),
     ] {
         let from = run::find(program).with_context(|| format!("{program} is missing"))?;
         copy(&from, &tree.join(to))?;

@@ -28,8 +28,11 @@ pub(crate) fn image() -> String {
 /// Where the agent serves health; the port is that of HEALTH_ADDR's default.
 pub(super) const HEALTH: (&str, i32) = ("127.0.0.1", 9099);
 
-/// Capabilities, and why: without any one but the last the agent does not start.
-pub(super) const CAPABILITIES: [(&str, &str); 5] = [
+/// Capabilities, and why: without any one the agent does not start.
+///
+/// SYS_RESOURCE is not among them, though kernels before 5.11 ask for it: a runtime that lacks it itself starts
+/// no container that is to have it.
+pub(super) const CAPABILITIES: [(&str, &str); 4] = [
     ("BPF", "Makes BPF maps and loads programs."),
     (
         "NET_ADMIN",
@@ -42,10 +45,6 @@ pub(super) const CAPABILITIES: [(&str, &str); 5] = [
     (
         "PERFMON",
         "The verifier lets programs compare pointers and do pointer arithmetic.",
-    ),
-    (
-        "SYS_RESOURCE",
-        "Only on kernels before 5.11, where BPF maps count against RLIMIT_MEMLOCK, which this raises.",
     ),
 ];
 
@@ -212,10 +211,9 @@ fn credentials() -> VolumeMount {
 
 fn mounts() -> Vec<VolumeMount> {
     vec![
-        VolumeMount {
-            mount_propagation: Some("HostToContainer".to_owned()),
-            ..mount("bpffs", "/sys/fs/bpf")
-        },
+        // Without propagation, which runtimes refuse where the node's mounts are private: the agent ends
+        // where there is no bpffs, and a container gets what is mounted when it starts.
+        mount("bpffs", "/sys/fs/bpf"),
         mount("run", "/run/portcullis"),
         mount("cni-bin", "/opt/cni/bin"),
         mount("cni-conf", "/etc/cni/net.d"),
@@ -303,7 +301,8 @@ fn comments() -> Vec<(String, &'static str)> {
         ),
         (
             "securityContext/runAsUser",
-            "Root, with no capabilities but these.",
+            "Root, with no capabilities but these. Kernels before 5.11 count BPF maps against RLIMIT_MEMLOCK: \
+             for such nodes add SYS_RESOURCE.",
         ),
         (
             "securityContext/appArmorProfile/type",
@@ -316,10 +315,6 @@ fn comments() -> Vec<(String, &'static str)> {
         (
             "securityContext/seccompProfile/type",
             "CRI-O's default profile, and older ones of others, forbid bpf(2) to containers without CAP_SYS_ADMIN.",
-        ),
-        (
-            "volumeMounts/0/mountPropagation",
-            "A bpffs that the node mounts later arrives here too.",
         ),
     ]
     .map(|(pointer, comment)| (format!("{CONTAINER}/{pointer}"), comment));

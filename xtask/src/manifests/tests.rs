@@ -361,13 +361,7 @@ fn the_agent_has_no_more_rights_than_it_needs() {
     assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
     assert_eq!(
         capabilities.add.as_deref().expect("some"),
-        [
-            "BPF",
-            "NET_ADMIN",
-            "NET_BROADCAST",
-            "PERFMON",
-            "SYS_RESOURCE"
-        ]
+        ["BPF", "NET_ADMIN", "NET_BROADCAST", "PERFMON",]
     );
     let pod = pod(daemon_set);
     assert_eq!((pod.host_pid, pod.host_ipc), (None, None));
