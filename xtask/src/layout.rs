@@ -18,7 +18,10 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub(crate) fn find() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        // As cargo sets it for this run: clones that share a target directory share this program, too.
+        let package = std::env::var_os("CARGO_MANIFEST_DIR")
+            .context("CARGO_MANIFEST_DIR is not set; run this through `cargo xtask`")?;
+        let root = Path::new(&package)
             .parent()
             .context("xtask is not inside of a workspace")?
             .to_path_buf();
