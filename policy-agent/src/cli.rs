@@ -9,7 +9,7 @@ use crate::cni::InstallCni;
 use crate::completion::Completion;
 use crate::config::{Config, Settings};
 use crate::uninstall::{self, Places};
-use crate::{agent, logging};
+use crate::{agent, logging, usage};
 
 /// Exit code for a setting or flag that cannot be taken, as clap has it for flags.
 const USAGE: u8 = 2;
@@ -77,7 +77,8 @@ Exit codes: 0 nothing is left, 1 an agent runs, or something is left, which is n
 /// Runs `policy-agent` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| usage::exit(&error, &Cli::command()));
+    let result = match cli.command {
         Command::Run(settings) => {
             let checked = settings
                 .level()

@@ -14,7 +14,8 @@ pub enum LoadError {
     NoObject,
     /// Not root, or a container without the capabilities.
     #[error(
-        "loading BPF programs is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "loading BPF programs is not permitted: run as root; root of a container needs CAP_BPF, CAP_NET_ADMIN, \
+         CAP_NET_BROADCAST and CAP_PERFMON"
     )]
     NotPermitted,
     /// The same answer from the kernel, where it may also mean too little locked memory.

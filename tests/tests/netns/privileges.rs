@@ -46,6 +46,21 @@ fn granted_capabilities_are_enough() {
     check("the next agent takes over", &[(tool, db, Tcp(80), true)]);
 }
 
+/// Everybody may write to `/sys/fs/bpf`, and what they made there would be theirs.
+#[test]
+fn who_may_not_load_programs_leaves_no_directory_for_pins() {
+    let cast = Cast::new(Form::Routed);
+    let Err(error) = Agent::start_with_capabilities(&cast.node, &[]) else {
+        panic!("started without capabilities");
+    };
+    let error = format!("{error:#}");
+    assert!(
+        error.contains("loading BPF programs is not permitted: run as root"),
+        "{error}"
+    );
+    assert!(!cast.node.bpffs().exists());
+}
+
 #[test]
 fn without_any_one_of_them_the_agent_does_not_start() {
     let cast = Cast::new(Form::Routed);
