@@ -180,16 +180,29 @@ mod tests {
     }
 
     #[test]
-    fn every_option_and_variable_is_documented() {
+    fn every_option_and_variable_is_documented_with_its_default() {
         let document = include_str!("../../docs/reference/configuration.md");
         let mut cli = Cli::command();
         cli.build();
-        let run = cli.find_subcommand("run").expect("run");
-        for option in run.get_opts() {
-            let variable = option.get_env().expect("a variable").to_string_lossy();
-            let long = option.get_long().expect("a long option");
-            let row = format!("| `{variable}` | `--{long}` |");
-            assert!(document.contains(&row), "{row}");
+        for command in ["run", "install-cni", "uninstall"] {
+            let subcommand = cli.find_subcommand(command).expect(command);
+            for option in subcommand
+                .get_opts()
+                .filter(|option| option.get_id() != "help")
+            {
+                let variable = option.get_env().expect("a variable").to_string_lossy();
+                let long = option.get_long().expect("a long option");
+                let named = format!("| `{variable}` | `--{long}` |");
+                let mut rows = document.lines().filter(|line| line.starts_with(&named));
+                let defaults = option.get_default_values().iter();
+                let defaults: Vec<_> = defaults
+                    .map(|default| default.to_string_lossy())
+                    .filter(|default| !default.is_empty())
+                    .map(|default| format!("| `{default}` |"))
+                    .collect();
+                let is_told = |row: &str| defaults.iter().all(|default| row.ends_with(default));
+                assert!(rows.any(is_told), "{command}: {named} {defaults:?}");
+            }
         }
     }
 }
