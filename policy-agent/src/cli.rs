@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
                 .and_then(|level| Ok((level, settings.validate()?)));
             match checked {
                 Ok((level, config)) => {
-                    logging::init(level);
+                    logging::init(level, config.log_decisions);
                     run(config)
                 }
                 Err(error) => {
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
             }
         }
         Command::InstallCni(options) => {
-            logging::init(Level::INFO);
+            logging::init(Level::INFO, false);
             options.run()
         }
         Command::Completion(completion) => {

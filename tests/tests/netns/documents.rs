@@ -1,5 +1,7 @@
-//! The reference shows rows of tables as they are, field by field.
+//! The reference shows rows of tables and lines of the log as they are, field by field.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +11,7 @@ use policy_common::map;
 use portcullis_tests::netns::Agent;
 use serde_json::Value;
 
-use super::{Cast, Form, Node};
+use super::{Cast, DENY_INGRESS, Form, Node, What, check};
 
 /// The names of an object's fields, in every depth. Of a list the first element stands for all.
 fn shape(value: &Value) -> String {
@@ -108,4 +110,27 @@ fn rows_in_the_reference_have_the_fields_of_the_tables() {
     }
     let guide = fs::read_to_string(docs.join("guides/simple-policy.md")).unwrap();
     assert_eq!(shown(&guide), [printed(&cast.node, map::FLOWS_V4.name)]);
+}
+
+/// A line of the programs' decisions, without time and numbers.
+fn without_numbers(line: &str) -> Option<String> {
+    let (_, line) = line.split_once(" DEBUG portcullis: ")?;
+    Some(line.replace(|c: char| c.is_ascii_digit(), ""))
+}
+
+#[test]
+fn decisions_are_logged_as_the_reference_shows() {
+    let cast = Cast::new(Form::Routed);
+    cast.policy("default-deny", DENY_INGRESS);
+    let settings = [("PORTCULLIS_LOG_DECISIONS", OsStr::new("true"))];
+    let agent = Agent::start_with(&cast.node, &settings).unwrap();
+    check("", &[(&cast.tool, &cast.db, What::Tcp(80), false)]);
+    // `policy_denied`.
+    let log = agent.wait_for_log(|log| log.contains(": reason 8 policy "));
+    let log = log.unwrap();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let reference = fs::read_to_string(docs.join("reference/configuration.md")).unwrap();
+    let shown: BTreeSet<_> = reference.lines().filter_map(without_numbers).collect();
+    let logged: BTreeSet<_> = log.lines().filter_map(without_numbers).collect();
+    assert_eq!(shown, logged);
 }
