@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{FsType, statfs};
+use nix::unistd::geteuid;
 
 use super::error::LoadError;
 
@@ -19,7 +21,7 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// Makes no directory but a mount point.
 pub(super) fn mount_for(dir: &Path) -> Result<(), LoadError> {
     if is_bpffs(&nearest_existing(dir)) {
-        return Ok(());
+        return check_owner(dir);
     }
     let mount_point = if dir.starts_with(MOUNT_POINT) {
         PathBuf::from(MOUNT_POINT)
@@ -51,6 +53,19 @@ pub(super) fn mount_for(dir: &Path) -> Result<(), LoadError> {
     }
     tracing::info!(mount_point = %mount_point.display(), "mounted bpffs");
     Ok(())
+}
+
+/// A directory's owner can take away pins in it, whoever made them. `/sys/fs/bpf` is everybody's to write to, so
+/// that somebody may have been there first.
+fn check_owner(dir: &Path) -> Result<(), LoadError> {
+    match fs::metadata(dir) {
+        Ok(metadata) if metadata.uid() != geteuid().as_raw() => Err(LoadError::ForeignDirectory {
+            path: dir.to_owned(),
+            owner: metadata.uid(),
+        }),
+        // What else is wrong with it shows when it is used.
+        _ => Ok(()),
+    }
 }
 
 /// Makes `dir`, on a BPF file system. To be called once the kernel has taken the programs, so that whoever may not

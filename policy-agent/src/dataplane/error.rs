@@ -48,6 +48,15 @@ pub enum LoadError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Somebody else made the directory for pins.
+    #[error("{path} belongs to user {owner}, who could take away what is pinned there; remove it: rm -r {path}",
+            path = .path.display())]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's number.
+        owner: u32,
+    },
     /// A pin or its directory could not be written.
     #[error("pin {path}: {source}", path = .path.display())]
     Pin {

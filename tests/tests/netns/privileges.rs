@@ -62,6 +62,20 @@ fn who_may_not_load_programs_leaves_no_directory_for_pins() {
 }
 
 #[test]
+fn a_directory_of_somebody_else_is_not_used_for_pins() {
+    let cast = Cast::new(Form::Routed);
+    let bpffs = cast.node.bpffs();
+    fs::create_dir(bpffs).unwrap();
+    std::os::unix::fs::chown(bpffs, Some(65_534), None).unwrap();
+    let Err(error) = Agent::start(&cast.node) else {
+        panic!("started with pins that are not its own");
+    };
+    let error = format!("{error:#}");
+    let words = format!("{} belongs to user 65534, who could", bpffs.display());
+    assert!(error.contains(&words), "{error}");
+}
+
+#[test]
 fn without_any_one_of_them_the_agent_does_not_start() {
     let cast = Cast::new(Form::Routed);
     let granted = granted();
