@@ -9,7 +9,7 @@ use crate::cni::InstallCni;
 use crate::completion::Completion;
 use crate::config::{Config, Settings};
 use crate::uninstall::{self, Places};
-use crate::{agent, logging};
+use crate::{agent, logging, usage};
 
 /// Exit code for a setting or flag that cannot be taken, as clap has it for flags.
 const USAGE: u8 = 2;
@@ -77,14 +77,15 @@ Exit codes: 0 nothing is left, 1 an agent runs, or something is left, which is n
 /// Runs `policy-agent` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| usage::exit(&error, &Cli::command()));
+    let result = match cli.command {
         Command::Run(settings) => {
             let checked = settings
                 .level()
                 .and_then(|level| Ok((level, settings.validate()?)));
             match checked {
                 Ok((level, config)) => {
-                    logging::init(level);
+                    logging::init(level, config.log_decisions);
                     run(config)
                 }
                 Err(error) => {
@@ -94,7 +95,7 @@ pub fn main() -> ExitCode {
             }
         }
         Command::InstallCni(options) => {
-            logging::init(Level::INFO);
+            logging::init(Level::INFO, false);
             options.run()
         }
         Command::Completion(completion) => {
@@ -179,16 +180,29 @@ mod tests {
     }
 
     #[test]
-    fn every_option_and_variable_is_documented() {
+    fn every_option_and_variable_is_documented_with_its_default() {
         let document = include_str!("../../docs/reference/configuration.md");
         let mut cli = Cli::command();
         cli.build();
-        let run = cli.find_subcommand("run").expect("run");
-        for option in run.get_opts() {
-            let variable = option.get_env().expect("a variable").to_string_lossy();
-            let long = option.get_long().expect("a long option");
-            let row = format!("| `{variable}` | `--{long}` |");
-            assert!(document.contains(&row), "{row}");
+        for command in ["run", "install-cni", "uninstall"] {
+            let subcommand = cli.find_subcommand(command).expect(command);
+            for option in subcommand
+                .get_opts()
+                .filter(|option| option.get_id() != "help")
+            {
+                let variable = option.get_env().expect("a variable").to_string_lossy();
+                let long = option.get_long().expect("a long option");
+                let named = format!("| `{variable}` | `--{long}` |");
+                let mut rows = document.lines().filter(|line| line.starts_with(&named));
+                let defaults = option.get_default_values().iter();
+                let defaults: Vec<_> = defaults
+                    .map(|default| default.to_string_lossy())
+                    .filter(|default| !default.is_empty())
+                    .map(|default| format!("| `{default}` |"))
+                    .collect();
+                let is_told = |row: &str| defaults.iter().all(|default| row.ends_with(default));
+                assert!(rows.any(is_told), "{command}: {named} {defaults:?}");
+            }
         }
     }
 }

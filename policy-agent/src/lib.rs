@@ -15,3 +15,4 @@ pub mod memory;
 pub mod metrics;
 pub mod report;
 pub mod uninstall;
+pub mod usage;

@@ -8,8 +8,12 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Begins to log what is at least as important as `level`.
-pub fn init(level: Level) {
+/// What the programs' own lines bear as their target: the name of their crate.
+const PROGRAMS: &str = "portcullis";
+
+/// Begins to log what is at least as important as `level`, and the programs' decisions, which they write for
+/// debugging, if they are to be logged.
+pub fn init(level: Level, decisions: bool) {
     // What these libraries say below a warning is about their sockets, not about the node.
     let quiet = [
         "netlink_proto",
@@ -25,6 +29,11 @@ pub fn init(level: Level) {
     let targets = Targets::new().with_default(level).with_targets(
         quiet.map(|target| (target, LevelFilter::from_level(level.min(Level::WARN)))),
     );
+    let targets = if decisions {
+        targets.with_target(PROGRAMS, LevelFilter::DEBUG)
+    } else {
+        targets
+    };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());

@@ -180,8 +180,8 @@ async fn second_look(places: &Places, before: &Installed) -> anyhow::Result<Vec<
 fn prove(places: &Places, before: &Installed, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
-        "nothing is left: no from_pod or to_pod at any interface of this network namespace, no {}, no socket or lock \
-         in {}, no policy-cni in {} and {}",
+        "nothing is left: no from_pod, to_pod, exit or exit_l3 at any interface of this network namespace, no {}, no \
+         socket or lock in {}, no policy-cni in {} and {}",
         places.bpffs.display(),
         places.run_dir.display(),
         places.cni.conf_dir.display(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use policy_agent::agent::Health;
 use policy_common::map;
 use policy_common::verdict::{Reason, Verdict};
 use serde::de::DeserializeOwned;
@@ -193,6 +194,44 @@ fn every_reason_is_in_the_table_of_counters() {
         };
         let row = format!("| {} | `{}` | {verdict} |", *reason as u8, reason.as_str());
         assert!(maps.prose().any(|line| line == row), "{row}");
+    }
+}
+
+#[test]
+fn every_table_is_in_the_architecture() {
+    let architecture = read(root().join("docs/ARCHITECTURE.md"));
+    let mut named = BTreeSet::new();
+    for row in architecture.prose().filter(|line| line.starts_with("| `")) {
+        let names = row.split('|').nth(1).expect("a first column");
+        for name in names.split(',').map(|name| name.trim().trim_matches('`')) {
+            // `flows_v4/6` is two.
+            if let Some(both) = name.strip_suffix("4/6") {
+                named.extend([format!("{both}4"), format!("{both}6")]);
+            } else {
+                named.insert(name.to_owned());
+            }
+        }
+    }
+    let tables: BTreeSet<_> = map::ALL.iter().map(|spec| spec.name.to_owned()).collect();
+    assert_eq!(named, tables);
+}
+
+#[test]
+fn samples_of_status_have_every_condition() {
+    let conditions = Health::starting().conditions;
+    for path in ["docs/install/hosted.md", "docs/reference/policyctl.md"] {
+        let document = read(root().join(path));
+        let (_, sample) = document
+            .text
+            .split_once("\nCONDITION ")
+            .unwrap_or_else(|| panic!("{path}: no conditions"));
+        let (sample, _) = sample.split_once("\n\n").expect("a section after it");
+        let shown = sample.lines().skip(1);
+        let shown = shown.filter_map(|line| line.split_whitespace().next());
+        // Only where the datastore is the API.
+        let shown: Vec<_> = shown.filter(|name| *name != "NodeKnown").collect();
+        let known: Vec<_> = conditions.iter().map(|condition| &condition.name).collect();
+        assert_eq!(shown, known, "{path}");
     }
 }
 

@@ -34,7 +34,7 @@ pub enum LockError {
     },
     /// The directory cannot be made or used.
     #[error("{path}: {source}{hint}", path = .path.display(),
-        hint = if source.kind() == io::ErrorKind::PermissionDenied { "; the agent runs as root" } else { "" })]
+        hint = if source.kind() == io::ErrorKind::PermissionDenied { "; this needs root" } else { "" })]
     Io {
         /// The directory or file.
         path: PathBuf,

@@ -152,6 +152,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         );
     }
     let sizes = limits(&config.table_sizes, config.mark);
+    let losses = Losses::of_earlier_agents(&dataplane);
     let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
     let attachments = Attachments::open(&config.run_dir)?;
     let pod_starts = PodStarts::start(&config)?;
@@ -168,7 +169,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         unlogged: Arc::default(),
         drops_logged: 0,
         latency: Latency::default(),
-        losses: Losses::default(),
+        losses,
         attachments,
         pod_starts,
     };
@@ -256,10 +257,20 @@ struct Agent {
 }
 
 /// Drop events that were not logged, as last told.
-#[derive(Default)]
 struct Losses {
     told: (u64, u64, u64),
     told_at: Option<Instant>,
+}
+
+impl Losses {
+    /// What was counted in tables that are used on is not this agent's to tell.
+    fn of_earlier_agents(dataplane: &Dataplane) -> Self {
+        let (limited, full) = dataplane.events_lost().unwrap_or_default();
+        Self {
+            told: (limited, full, 0),
+            told_at: None,
+        }
+    }
 }
 
 impl Agent {

@@ -69,7 +69,8 @@ pub struct CniSettings {
         long = "pod-cidr",
         env = "PORTCULLIS_POD_CIDR",
         value_delimiter = ',',
-        value_name = "CIDR"
+        value_name = "CIDR",
+        value_parser = cidr
     )]
     pub pod_cidrs: Vec<IpNet>,
 }
@@ -108,4 +109,8 @@ impl CniSettings {
             },
         })
     }
+}
+
+fn cidr(text: &str) -> Result<IpNet, &'static str> {
+    text.parse().map_err(|_| "not a CIDR such as 10.244.1.0/24")
 }

@@ -20,6 +20,7 @@ use policy_common::service::MarkBits;
 use tracing::Level;
 
 use crate::cni::CniSettings;
+use crate::dataplane;
 
 /// Settings as given: each flag is also an environment variable, and the flag wins.
 #[derive(Args, Clone, Debug)]
@@ -58,7 +59,7 @@ pub struct Settings {
     )]
     pub bpffs: PathBuf,
 
-    /// Address that /livez and /readyz are served on
+    /// Address and port that /livez, /readyz and /metrics are served on
     #[arg(
         long,
         env = "HEALTH_ADDR",
@@ -152,7 +153,7 @@ pub struct Config {
     pub log_drops: bool,
     /// Whether the programs log their decisions.
     pub log_decisions: bool,
-    /// Table sizes that differ from the defaults; names are checked when the tables are made.
+    /// Table sizes that differ from the defaults.
     pub table_sizes: BTreeMap<String, u32>,
     /// Where in a packet's mark its endpoint is named.
     pub mark: MarkBits,
@@ -418,6 +419,11 @@ fn table_sizes(text: &str) -> Result<BTreeMap<String, u32>, ConfigError> {
             return Err(malformed("sets a table that was set before"));
         }
     }
+    dataplane::capacities(&sizes).map_err(|error| ConfigError::Malformed {
+        variable: "PORTCULLIS_TABLE_SIZES",
+        value: text.to_owned(),
+        why: error.to_string(),
+    })?;
     Ok(sizes)
 }
 
@@ -517,6 +523,16 @@ mod tests {
             (
                 with(&|s| s.table_sizes = "peers=1,peers=2".to_owned()),
                 "PORTCULLIS_TABLE_SIZES=\"peers=1,peers=2\": \"peers=2\" sets a table that was set before".to_owned(),
+            ),
+            (
+                with(&|s| s.table_sizes = "flow_v4=7".to_owned()),
+                "PORTCULLIS_TABLE_SIZES=\"flow_v4=7\": unknown table \"flow_v4\"; the tables are endpoints, ".to_owned(),
+            ),
+            (
+                with(&|s| s.table_sizes = "counters=7".to_owned()),
+                "PORTCULLIS_TABLE_SIZES=\"counters=7\": table counters: size 7 is not possible: this table's size is \
+                 fixed"
+                    .to_owned(),
             ),
         ];
         for (settings, message) in rows {

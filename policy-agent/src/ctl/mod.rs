@@ -24,6 +24,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::config::{RUN_DIR, SOCKET};
 use crate::datastore::kubernetes::Selection;
+use crate::usage;
 use args::{Cli, Command, Get, Resource};
 use error::CtlError;
 use local::Agent;
@@ -34,7 +35,9 @@ use source::{Origins, Source};
 /// Runs `policyctl` with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command()
+        .try_get_matches()
+        .unwrap_or_else(|error| usage::exit(&error, &Cli::command()));
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.format(&mut Cli::command()).exit(),

@@ -72,6 +72,15 @@ pub(super) fn or_dash(list: &[String]) -> String {
     }
 }
 
+/// A policy has no rules for a direction that it does not isolate, which is not the same as none.
+pub(super) fn rules(policy_types: &[String], direction: &str, count: usize) -> String {
+    if policy_types.iter().any(|name| name == direction) {
+        count.to_string()
+    } else {
+        "-".to_owned()
+    }
+}
+
 pub(super) fn addresses(list: &[IpAddr]) -> String {
     or_dash(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
@@ -120,8 +129,8 @@ pub(super) fn network_policies(list: &[PolicyStatus], wide: bool) -> String {
             policy.namespace.clone(),
             policy.name.clone(),
             or_dash(&policy.policy_types),
-            policy.ingress_rules.to_string(),
-            policy.egress_rules.to_string(),
+            rules(&policy.policy_types, "Ingress", policy.ingress_rules),
+            rules(&policy.policy_types, "Egress", policy.egress_rules),
             or_dash(&policy.subjects),
             policy.status.clone(),
         ]
@@ -365,6 +374,23 @@ mod tests {
                 "device"
             ]
         );
+    }
+
+    #[test]
+    fn a_direction_that_is_not_isolated_has_no_number_of_rules() {
+        let policy = PolicyStatus {
+            namespace: "shop".to_owned(),
+            name: "default-deny".to_owned(),
+            policy_types: vec!["Ingress".to_owned()],
+            ingress_rules: 0,
+            egress_rules: 0,
+            subjects: vec!["shop/db".to_owned()],
+            status: "enforced".to_owned(),
+        };
+        let text = network_policies(&[policy], true);
+        let row = text.lines().nth(1).expect("a row");
+        let words: Vec<_> = row.split_whitespace().collect();
+        assert_eq!(words[2..5], ["Ingress", "0", "-"], "{text}");
     }
 
     #[test]

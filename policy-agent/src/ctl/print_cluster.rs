@@ -1,7 +1,7 @@
 //! What the API lists as tables.
 
 use super::cluster::{ClusterEndpoint, ClusterPolicy, IsolatedBy, Isolation};
-use super::print::{ENDPOINT, addresses, name, or_dash};
+use super::print::{ENDPOINT, addresses, name, or_dash, rules};
 use super::table::render;
 
 /// In the place of what cannot be known.
@@ -59,8 +59,8 @@ pub(super) fn policies(list: &[ClusterPolicy], wide: bool) -> String {
             policy.namespace.clone(),
             policy.name.clone(),
             or_dash(&policy.policy_types),
-            rules(policy, "Ingress", policy.ingress_rules),
-            rules(policy, "Egress", policy.egress_rules),
+            rules(&policy.policy_types, "Ingress", policy.ingress_rules),
+            rules(&policy.policy_types, "Egress", policy.egress_rules),
             policy.subjects.len().to_string(),
         ]
     };
@@ -96,13 +96,4 @@ pub(super) fn policies(list: &[ClusterPolicy], wide: bool) -> String {
         ],
         rows.collect(),
     )
-}
-
-/// A policy has no rules for a direction that it does not isolate, which is not the same as none.
-fn rules(policy: &ClusterPolicy, direction: &str, count: usize) -> String {
-    if policy.policy_types.iter().any(|name| name == direction) {
-        count.to_string()
-    } else {
-        "-".to_owned()
-    }
 }

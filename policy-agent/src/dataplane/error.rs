@@ -14,7 +14,8 @@ pub enum LoadError {
     NoObject,
     /// Not root, or a container without the capabilities.
     #[error(
-        "loading BPF programs is not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "loading BPF programs is not permitted: run as root; root of a container needs CAP_BPF, CAP_NET_ADMIN, \
+         CAP_NET_BROADCAST and CAP_PERFMON"
     )]
     NotPermitted,
     /// The same answer from the kernel, where it may also mean too little locked memory.
@@ -46,6 +47,15 @@ pub enum LoadError {
         mount_point: PathBuf,
         /// Why it failed.
         source: io::Error,
+    },
+    /// Somebody else made the directory for pins.
+    #[error("{path} belongs to user {owner}, who could take away what is pinned there; remove it: rm -r {path}",
+            path = .path.display())]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's number.
+        owner: u32,
     },
     /// A pin or its directory could not be written.
     #[error("pin {path}: {source}", path = .path.display())]

@@ -81,7 +81,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     let locked_memory = LockedMemory::claim();
     let capacities = capacities(&config.capacities)?;
     if config.pin {
-        bpffs::prepare(&config.bpffs)?;
+        bpffs::mount_for(&config.bpffs)?;
     }
 
     let hz = clock::jiffies_per_second();
@@ -127,6 +127,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
             .map_err(|source| LoadError::Program { name, source })?;
     }
     if config.pin {
+        bpffs::make(&config.bpffs)?;
         let links_dir = attach::links(&config.bpffs);
         match found {
             Found::Nothing => {
@@ -201,7 +202,11 @@ impl LockedMemory {
 }
 
 /// The size of every map, configured or default.
-fn capacities(
+///
+/// # Errors
+///
+/// When there is no such map, or it cannot have that size.
+pub fn capacities(
     configured: &BTreeMap<String, u32>,
 ) -> Result<BTreeMap<&'static str, u32>, LoadError> {
     let mut sizes: BTreeMap<&'static str, u32> = map::ALL

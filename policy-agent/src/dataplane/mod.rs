@@ -34,7 +34,7 @@ pub use exits::LinkLayer;
 pub use flow_tables::FlowTables;
 pub use grace::wait as wait_for_grace;
 pub use installed::{Installed, Part};
-pub use load::{DataplaneConfig, OBJECT};
+pub use load::{DataplaneConfig, OBJECT, capacities};
 pub use removal::remove;
 pub use tables::{CounterRow, TableUse};
 pub use verify::{Drift, DriftedPart};

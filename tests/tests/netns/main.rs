@@ -9,6 +9,7 @@
 
 mod cluster;
 mod demo;
+mod documents;
 mod drift;
 mod flows;
 mod interfaces;

@@ -1,5 +1,8 @@
 //! What Prometheus and kubelet see.
 
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
 use policy_agent::dataplane::DriftedPart;
 use policy_common::map;
 use policy_common::verdict::Reason;
@@ -7,7 +10,7 @@ use policy_core::op::Op;
 
 use super::{Cast, DENY_INGRESS, Form, What, check};
 use What::Tcp;
-use portcullis_tests::netns::{Agent, Page, get};
+use portcullis_tests::netns::{Agent, Family, PATIENCE, Page, get};
 
 /// Scrapes the node's agent.
 fn scrape(cast: &Cast) -> Page {
@@ -57,6 +60,46 @@ fn every_series_is_there_from_the_start() {
             page.text
         );
     }
+}
+
+/// When the agent's loop last came round.
+fn beat(cast: &Cast) -> f64 {
+    scrape(cast).value("portcullis_loop_beat_timestamp_seconds")
+}
+
+#[test]
+fn losses_of_an_earlier_agent_are_counted_on_and_not_told_again() {
+    const TOLD: &str = "drops were not logged";
+    let cast = Cast::new(Form::Routed);
+    cast.policy("default-deny", DENY_INGRESS);
+    let agent = Agent::start(&cast.node).unwrap();
+    let [from, to] = [&cast.tool, &cast.db].map(|pod| pod.address(Family::V4));
+    let socket = cast.tool.netns().enter(|| UdpSocket::bind((from, 0)));
+    let socket = socket.unwrap();
+    // Several times of what is reported in a second.
+    for _ in 0..1000 {
+        socket.send_to(b"denied", (to, 9000)).unwrap();
+    }
+    agent.wait_for_log(|log| log.contains(TOLD)).unwrap();
+    agent.stop().unwrap();
+
+    let agent = Agent::start(&cast.node).unwrap();
+    let lost = "portcullis_events_lost_total{cause=\"rate_limited\"}";
+    assert!(scrape(&cast).value(lost) > 0.0);
+    // It looks for losses each time that it comes round.
+    let mut seen = beat(&cast);
+    for _ in 0..2 {
+        let before = seen;
+        let deadline = Instant::now() + PATIENCE;
+        while seen <= before {
+            assert!(Instant::now() < deadline, "the loop stands still");
+            std::thread::sleep(Duration::from_millis(20));
+            seen = beat(&cast);
+        }
+    }
+    let log = agent.log();
+    let (_, since_start) = log.rsplit_once("policy-agent started").unwrap();
+    assert!(!since_start.contains(TOLD), "{since_start}");
 }
 
 #[test]

@@ -46,6 +46,35 @@ fn granted_capabilities_are_enough() {
     check("the next agent takes over", &[(tool, db, Tcp(80), true)]);
 }
 
+/// Everybody may write to `/sys/fs/bpf`, and what they made there would be theirs.
+#[test]
+fn who_may_not_load_programs_leaves_no_directory_for_pins() {
+    let cast = Cast::new(Form::Routed);
+    let Err(error) = Agent::start_with_capabilities(&cast.node, &[]) else {
+        panic!("started without capabilities");
+    };
+    let error = format!("{error:#}");
+    assert!(
+        error.contains("loading BPF programs is not permitted: run as root"),
+        "{error}"
+    );
+    assert!(!cast.node.bpffs().exists());
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_not_used_for_pins() {
+    let cast = Cast::new(Form::Routed);
+    let bpffs = cast.node.bpffs();
+    fs::create_dir(bpffs).unwrap();
+    std::os::unix::fs::chown(bpffs, Some(65_534), None).unwrap();
+    let Err(error) = Agent::start(&cast.node) else {
+        panic!("started with pins that are not its own");
+    };
+    let error = format!("{error:#}");
+    let words = format!("{} belongs to user 65534, who could", bpffs.display());
+    assert!(error.contains(&words), "{error}");
+}
+
 #[test]
 fn without_any_one_of_them_the_agent_does_not_start() {
     let cast = Cast::new(Form::Routed);

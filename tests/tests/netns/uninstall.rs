@@ -128,6 +128,7 @@ fn nothing_is_left_and_traffic_is_not_judged(form: Form) {
     }
     assert_eq!(loaded.still(), (0, 0));
     assert!(!node.bpffs().exists() && !node.run_directory().exists());
+    assert_documented(node, &out);
     let everything = [Tcp(80), Ping].map(|what| (tool, db, what, true));
     check("not judged any more", &everything);
 
@@ -138,6 +139,25 @@ fn nothing_is_left_and_traffic_is_not_judged(form: Form) {
     );
     let _again = Agent::start(node).unwrap();
     check("and installed again", &enforced);
+}
+
+/// The sentence that proves it is the document's, but for the node's directories.
+fn assert_documented(node: &Node, out: &str) {
+    let document = include_str!("../../../docs/uninstall.md");
+    let proof = out.lines().find(|line| line.starts_with("nothing is left"));
+    let [bin, conf] = Agent::cni_directories(node).map(|(_, directory)| directory);
+    let places = [
+        (node.bpffs(), "/sys/fs/bpf/portcullis"),
+        (&node.run_directory(), "/run/portcullis"),
+        (&conf, "/etc/cni/net.d"),
+        (&bin, "/opt/cni/bin"),
+    ];
+    let proof = places
+        .iter()
+        .fold(proof.unwrap().to_owned(), |proof, (here, usual)| {
+            proof.replace(&here.display().to_string(), usual)
+        });
+    assert!(document.lines().any(|line| line == proof), "{proof}");
 }
 
 #[test]
