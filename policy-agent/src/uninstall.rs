@@ -156,6 +156,14 @@ fn remove_run_files(run_dir: &Path, out: &mut impl Write) -> io::Result<()> {
         _ => {}
     }
     match fs::remove_dir(run_dir) {
+        // In a container, to which the node's directory was given.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            writeln!(
+                out,
+                "kept    directory {}, which is a mount",
+                run_dir.display()
+            )
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             writeln!(out, "kept    directory {}: {error}", run_dir.display())
         }
