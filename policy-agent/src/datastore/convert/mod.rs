@@ -11,7 +11,7 @@ pub mod strict;
 
 pub use network_policy::{closed_network_policy, network_policy};
 pub use path::{FieldPath, Segment};
-pub use pod::{MIRROR, PodObject, pod};
+pub use pod::{MIRROR, PodObject, pod, pod_in_part};
 pub use service::{Service, service};
 
 use std::collections::BTreeMap;

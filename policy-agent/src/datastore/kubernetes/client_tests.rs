@@ -65,7 +65,7 @@ async fn answer(mut connection: impl AsyncRead + AsyncWrite + Unpin) {
     let (line, body) = if request.contains("authorization: bearer right\r\n") {
         (
             "200 OK",
-            r#"{"metadata": {"resourceVersion": "1"}, "items": []}"#,
+            r#"{"kind": "NamespaceList", "metadata": {"resourceVersion": "1"}, "items": []}"#,
         )
     } else {
         (

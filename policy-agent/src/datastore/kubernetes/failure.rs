@@ -45,6 +45,8 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub kind: Kind,
+    /// What was tried.
+    pub verb: Verb,
     /// Why, and what to do.
     pub reason: String,
 }
@@ -60,7 +62,7 @@ impl Failure {
         let (kind, reason) = match error.status() {
             Some(status) => of_status(status, resource, verb),
             None => match error {
-                RequestError::Timeout(_) => (
+                RequestError::Timeout(_) | RequestError::Quiet(_) => (
                     Kind::Connection,
                     format!("{error}; is the API server overloaded, or a firewall in between?"),
                 ),
@@ -79,7 +81,7 @@ impl Failure {
                 RequestError::Event(status) => of_status(status, resource, verb),
             },
         };
-        Self { kind, reason }
+        Self { kind, verb, reason }
     }
 }
 

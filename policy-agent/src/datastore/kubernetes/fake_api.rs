@@ -27,6 +27,7 @@ pub(super) struct FakeApi {
 
 /// A request that waits for its answer.
 pub(super) struct Asked {
+    resource: Resource,
     query: String,
     answer: oneshot::Sender<Answer>,
 }
@@ -41,14 +42,18 @@ impl FakeApi {
         let mut doors = HashMap::new();
         for resource in Resource::ALL {
             let (door, waiting) = mpsc::unbounded_channel();
-            doors.insert(resource.path(), door);
+            doors.insert(resource.path(), (resource, door));
             requests.insert(resource.path(), waiting);
         }
         let service = tower::service_fn(move |request: Request<Body>| {
             let (answer, answered) = oneshot::channel();
             let query = request.uri().query().unwrap_or_default().to_owned();
-            let door = &doors[request.uri().path()];
-            let asked = door.send(Asked { query, answer });
+            let (resource, door) = &doors[request.uri().path()];
+            let asked = door.send(Asked {
+                resource: *resource,
+                query,
+                answer,
+            });
             async move {
                 match (asked, answered.await) {
                     (Ok(()), Ok(answer)) => Ok::<_, std::io::Error>(answer),
@@ -117,16 +122,28 @@ impl Asked {
     pub(super) fn page(self, version: &str, items: &[Value], next: &str) {
         assert!(!self.is_watch(), "a watch is asked for: {}", self.query);
         let metadata = json!({"resourceVersion": version, "continue": next});
-        let list =
-            json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items});
-        self.answer(StatusCode::OK, once(list.to_string()));
+        let kind = format!("{}List", self.resource.kind());
+        let list = json!({"kind": kind, "metadata": metadata, "items": items});
+        self.ok(&list);
+    }
+
+    /// Something with the code of success.
+    pub(super) fn ok(self, body: &Value) {
+        self.answer(StatusCode::OK, once(body.to_string()));
     }
 
     /// Something other than what was asked for.
     pub(super) fn status(self, code: u16, reason: &str, message: &str) {
-        let status = status(code, reason, message);
-        let code = StatusCode::from_u16(code).expect("status code");
-        self.answer(code, once(status.to_string()));
+        self.refuse(&status(code, reason, message));
+    }
+
+    /// This `Status`.
+    pub(super) fn refuse(self, status: &Value) {
+        let code = status["code"]
+            .as_u64()
+            .and_then(|code| code.try_into().ok());
+        let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+        self.answer(code.expect("status code"), once(status.to_string()));
     }
 
     /// A watch under way.

@@ -11,6 +11,11 @@
 //!
 //! Messages go out in the order of what happened to each object. A list is consistent: it holds all
 //! that was there when it was asked for, which is what makes it an answer to a sync.
+//!
+//! A watch that is silent may be one of which nothing arrives any more, with something in between that
+//! keeps the connection: it is opened anew after a while, which loses nothing. And it may be one from a
+//! version that the API will not reach for days, having lost its history with a restored backup: after a
+//! longer while the API's own version is asked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +37,10 @@ const WATCH: std::ops::Range<u64> = 240..360;
 
 /// A watch that told nothing and ended sooner than this counts as failed.
 const SHORT: Duration = Duration::from_secs(1);
+
+/// When nothing was heard from anybody for this long, the next watch may ask for a version of a history
+/// that is no more.
+const UNHEARD: Duration = Duration::from_mins(4);
 
 /// How long a watch of many objects may take to reach a sync by itself before they are listed.
 const CATCH_UP: Duration = Duration::from_secs(2);
@@ -98,6 +107,8 @@ pub(super) struct Follower {
     refused: u32,
     /// Watches in a row that ended at once.
     short: u32,
+    /// When the API last told a version.
+    heard: Instant,
 }
 
 /// A sync that the watch may reach by itself.
@@ -145,6 +156,7 @@ impl Follower {
             failures: 0,
             refused: 0,
             short: 0,
+            heard: Instant::now(),
         }
     }
 
@@ -161,12 +173,15 @@ impl Follower {
             }
             let mut again = false;
             loop {
+                if self.heard.elapsed() >= UNHEARD && !self.is_of_this_history().await {
+                    break;
+                }
                 match self.watch(again).await? {
                     End::Ended => {}
                     End::List => break,
                     End::Failed(error) if error.ends_resuming() => {
                         tracing::debug!(resource = self.resource().name(), %error, "listing again");
-                        // Not without a pause, should a new version be refused as well.
+                        // Not without a longer and longer pause, should new versions be refused as well.
                         self.refused += 1;
                         if self.refused > 1 {
                             self.failed(&error, Verb::Watch).await?;
@@ -211,6 +226,7 @@ impl Follower {
             next = page.next;
             if next.is_none() {
                 self.version = page.version;
+                self.heard = Instant::now();
                 self.listed = listed;
                 break;
             }
@@ -231,13 +247,19 @@ impl Follower {
             Ok(watch) => watch,
             Err(error) => return Ok(End::Failed(error)),
         };
-        let opened = Instant::now();
-        let mut silent = true;
+        // After failures it first has to prove itself: watches may begin well and end at once.
+        let told = self.failures == 0 && self.refused < 2 && self.short == 0;
+        if told {
+            self.send(Message::Watching { again }).await?;
+        }
+        let proof = sleep(SHORT);
+        tokio::pin!(proof);
+        let mut proven = false;
         let mut catch_up = None;
-        self.send(Message::Watching { again }).await?;
         loop {
             let event = tokio::select! {
-                event = watch.next() => event,
+                event = watch.next() => Some(event),
+                () = &mut proof, if !proven => None,
                 sync = asked(&mut self.sync, self.attended) => {
                     match self.attend(sync?).await? {
                         Attended::Reached => {}
@@ -248,34 +270,74 @@ impl Follower {
                 }
                 () = until(catch_up.as_ref()) => return Ok(End::List),
             };
+            if !proven && matches!(event, None | Some(Ok(Some(_)))) {
+                proven = true;
+                (self.refused, self.short) = (0, 0);
+                self.succeeded();
+                if !told {
+                    self.send(Message::Watching { again }).await?;
+                }
+            }
+            let Some(event) = event else { continue };
+            let Some(event) = self.event_of(event, proven) else {
+                return Ok(End::Ended);
+            };
             match event {
-                Ok(Some(event)) => {
-                    silent = false;
-                    self.refused = 0;
-                    self.succeeded();
-                    self.tell(event).await?;
-                    if catch_up
-                        .as_ref()
-                        .is_some_and(|waiting| self.has_reached(waiting.version))
-                        && let Some(CatchUp { sync, .. }) = catch_up.take()
-                    {
-                        self.send(Message::CaughtUp(sync)).await?;
-                    }
-                }
-                Ok(None) | Err(RequestError::Broken(_)) => {
-                    // That is how most servers end a watch. If more is wrong, the next one fails.
-                    self.short = match silent && opened.elapsed() < SHORT {
-                        true => self.short + 1,
-                        false => 0,
-                    };
-                    if self.short > 1 {
-                        return Ok(End::Failed(RequestError::Ended));
-                    }
-                    return Ok(End::Ended);
-                }
+                Ok(event) => self.tell(event).await?,
                 Err(error) => return Ok(End::Failed(error)),
             }
+            if let Some(CatchUp { sync, .. }) =
+                catch_up.take_if(|waiting| self.has_reached(waiting.version))
+            {
+                self.send(Message::CaughtUp(sync)).await?;
+            }
         }
+    }
+
+    /// What came in a watch, `None` where that is its end. That is how most servers end a watch; if more is
+    /// wrong, the next one fails.
+    fn event_of(
+        &mut self,
+        came: Result<Option<Event>, RequestError>,
+        proven: bool,
+    ) -> Option<Result<Event, RequestError>> {
+        match came {
+            Ok(Some(event)) => {
+                self.heard = Instant::now();
+                Some(Ok(event))
+            }
+            Ok(None) | Err(RequestError::Broken(_)) => {
+                self.short += u32::from(!proven);
+                (self.short > 1).then_some(Err(RequestError::Ended))
+            }
+            Err(RequestError::Quiet(quiet)) => {
+                tracing::debug!(resource = self.resource().name(), ?quiet, "watching anew");
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Whether the last version that was seen is one that the API's history has reached. Where it cannot
+    /// tell, the watch that comes next will say why.
+    async fn is_of_this_history(&mut self) -> bool {
+        let Ok(page) = self.collection.list(1, None, &mut Vec::new()).await else {
+            return true;
+        };
+        self.heard = Instant::now();
+        let is_reached = match (page.version.parse::<u64>(), self.version.parse::<u64>()) {
+            (Ok(now), Ok(seen)) => seen <= now,
+            _ => true,
+        };
+        if !is_reached {
+            tracing::warn!(
+                resource = self.resource().name(),
+                seen = self.version,
+                now = page.version,
+                "the Kubernetes API went back in its history, as after a restored backup; listing everything"
+            );
+        }
+        is_reached
     }
 
     async fn tell(&mut self, event: Event) -> Result<(), Closed> {
@@ -347,8 +409,15 @@ impl Follower {
         tracing::debug!(resource = self.resource().name(), failures = self.failures, %error, "failing");
         self.send(Message::Failing(failure)).await?;
         let asked_for = *self.sync.borrow();
+        let wait = wait(self.failures.max(self.refused.saturating_sub(1)));
+        // What the API itself asks for is not cut short.
+        let at_least = error.retry_after().unwrap_or_default().min(LONGEST_WAIT);
         tokio::select! {
-            () = sleep(wait(self.failures)) => {}
+            () = sleep(at_least) => {}
+            () = self.out.closed() => return Err(Closed),
+        }
+        tokio::select! {
+            () = sleep(wait) => {}
             () = recovered => {}
             sync = asked(&mut self.sync, asked_for) => {
                 sync?;

@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::fake_api::{FakeApi, Watching, status};
 use super::*;
@@ -111,6 +111,10 @@ fn words(changes: Vec<ObjectChange>) -> Vec<String> {
                 Object::Pod(convert::PodObject::Pod { pod, .. }) => {
                     format!("+{} {:?}", object.key(), pod.addresses)
                 }
+                Object::Policy(policy) => {
+                    let rules = policy.ingress.as_deref().unwrap_or_default();
+                    format!("+{} {rules:?}", object.key())
+                }
                 Object::Service(service) => {
                     format!("+{} {:?}", object.key(), service.addresses)
                 }
@@ -176,7 +180,7 @@ async fn nothing_is_loaded_before_everything_is_listed() {
     let _policies = api
         .load(POLICIES, &[policy("p", 4, &json!({"podSelector": {}}))])
         .await;
-    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/p"]);
+    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/p []"]);
     assert_silent(&mut datastore).await;
     let _namespaces = api.load(NAMESPACES, &[namespace("ns", 5)]).await;
     assert_eq!(changes(&mut datastore).await, ["+Namespace ns"]);
@@ -301,6 +305,190 @@ async fn versions_that_are_always_too_old_are_not_asked_for_without_a_pause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn watches_that_are_always_refused_are_said_once_and_asked_for_ever_more_seldom() {
+    let (lines, _log) = Lines::of_this_thread();
+    let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
+    drop(watch);
+    let begin = Instant::now();
+    for round in 0..10 {
+        let watch = api.next(PODS).await;
+        if round % 2 == 0 {
+            watch.status(410, "Expired", "too old");
+        } else {
+            let watch = watch.watching();
+            watch.event("ERROR", &status(410, "Expired", "too old"));
+        }
+        let list = api.next(PODS).await;
+        assert!(!list.is_watch());
+        list.list("20", &[pod("a", 1, "10.0.0.1")]);
+    }
+    let waited = begin.elapsed();
+    assert!(waited > Duration::from_secs(15), "{waited:?}");
+    assert_eq!(
+        (lines.count("cannot read"), lines.count("again\"")),
+        (1, 0),
+        "{}",
+        lines.text()
+    );
+    let _watch = api.next(PODS).await.watching();
+    report(&mut datastore, |_, api| {
+        *state(api, PODS) == WatchState::Watching
+    })
+    .await;
+    assert_eq!(
+        lines.count("can be read from the Kubernetes API again"),
+        1,
+        "{}",
+        lines.text()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_that_begin_well_and_end_at_once_are_said_once() {
+    let (lines, _log) = Lines::of_this_thread();
+    let (mut api, mut datastore, watch) = loaded(&[]).await;
+    drop(watch);
+    for _ in 0..8 {
+        drop(api.next(PODS).await.watching());
+    }
+    let watch = api.next(PODS).await.watching();
+    assert_eq!(
+        (lines.count("is away"), lines.count("is back")),
+        (1, 0),
+        "{}",
+        lines.text()
+    );
+    watch.bookmark("30");
+    report(&mut datastore, |_, api| {
+        *state(api, PODS) == WatchState::Watching
+    })
+    .await;
+    assert_eq!(lines.count("is back"), 1, "{}", lines.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_list_deletes_nothing() {
+    let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
+    watch.event("ERROR", &status(410, "Expired", "too old"));
+    let version = json!({"resourceVersion": "20"});
+    let answers = [
+        json!({"kind": "Status", "metadata": {}, "status": "Failure", "code": 502}),
+        json!({"metadata": version, "items": []}),
+        json!({"kind": "PodList", "metadata": version}),
+        json!({"kind": "PodList", "metadata": {}, "items": []}),
+        json!({"kind": "NamespaceList", "metadata": version, "items": []}),
+    ];
+    for answer in answers {
+        let list = api.next(PODS).await;
+        assert!(!list.is_watch(), "after {answer}");
+        list.ok(&answer);
+    }
+    let now = report(&mut datastore, |_, api| {
+        matches!(state(api, PODS), WatchState::Failing(_))
+    })
+    .await;
+    let failures = now.api.as_ref().expect("api").failures().join("; ");
+    assert!(
+        failures.contains("not an answer of a Kubernetes API"),
+        "{failures}"
+    );
+    // Go writes a list of nothing in both ways.
+    api.next(PODS)
+        .await
+        .ok(&json!({"kind": "PodList", "metadata": version, "items": null}));
+    assert_eq!(changes(&mut datastore).await, ["-Pod ns/a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_of_which_nothing_comes_is_opened_anew() {
+    let (mut api, mut datastore, _silent) = loaded(&[]).await;
+    let again = api.next(PODS).await;
+    assert_eq!(again.parameter("resourceVersion"), Some("10"));
+    let watch = again.watching();
+    watch.event("ADDED", &pod("a", 12, "10.0.0.1"));
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
+    let now = report(&mut datastore, |_, _| true).await;
+    assert!(now.api.as_ref().expect("api").failures().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_lost_its_history_is_listed() {
+    let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
+    // It is where it was: the watch is right to be silent.
+    let mut silent = vec![watch];
+    let mut probe = loop {
+        let asked = api.next(PODS).await;
+        if !asked.is_watch() {
+            break asked;
+        }
+        assert_eq!(asked.parameter("resourceVersion"), Some("10"));
+        silent.push(asked.watching());
+    };
+    for now in ["10", "9"] {
+        assert_eq!(probe.parameter("limit"), Some("1"));
+        probe.page(now, &[pod("a", 1, "10.0.0.1")], "more");
+        if now == "9" {
+            break;
+        }
+        probe = loop {
+            let asked = api.next(PODS).await;
+            if !asked.is_watch() {
+                break asked;
+            }
+            silent.push(asked.watching());
+        };
+    }
+    let list = api.next(PODS).await;
+    assert!(!list.is_watch() && list.parameter("limit") != Some("1"));
+    list.list("9", &[pod("b", 2, "10.0.0.2")]);
+    assert_eq!(
+        gathered(&mut datastore, 2).await,
+        ["+Pod ns/b [10.0.0.2]", "-Pod ns/a"]
+    );
+    assert_eq!(api.next(PODS).await.parameter("resourceVersion"), Some("9"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_is_left_alone_for_as_long_as_it_asks() {
+    let (mut api, mut datastore, watch) = loaded(&[]).await;
+    drop(watch);
+    let begin = Instant::now();
+    // Said in plain text and a header.
+    api.next(PODS).await.status(429, "", "Too many requests");
+    let again = api.next(PODS).await;
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    let mut busy = status(429, "TooManyRequests", "storage is (re)initializing");
+    busy["details"] = json!({"retryAfterSeconds": 7});
+    again.refuse(&busy);
+    // Not even a sync goes before that.
+    datastore.sync.send(SyncToken(1)).await.expect("runs");
+    let again = api.next(PODS).await;
+    assert!(begin.elapsed() >= Duration::from_secs(8));
+    assert!(again.is_watch());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_watch_cannot_go_on_from_is_listed_and_nothing_else() {
+    let (mut api, _datastore, watch) = loaded(&[]).await;
+    drop(watch);
+    // Somebody in between gave up.
+    api.next(PODS)
+        .await
+        .status(504, "Timeout", "upstream request timeout");
+    let again = api.next(PODS).await;
+    assert!(again.is_watch());
+    again.status(504, "Timeout", "Too large resource version: 10, current: 5");
+    let list = api.next(PODS).await;
+    assert!(!list.is_watch());
+    list.list("5", &[]);
+    let watch = api.next(PODS).await.watching();
+    watch.bookmark("6");
+    let undecodable = "unable to decode an object in the watch stream";
+    watch.event("ERROR", &status(500, "InternalError", undecodable));
+    assert!(!api.next(PODS).await.is_watch());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_that_ends_is_resumed_from_the_last_version() {
     let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
     watch.event("MODIFIED", &pod("a", 12, "10.0.0.2"));
@@ -369,16 +557,23 @@ async fn a_resource_that_is_forbidden_is_named_and_nothing_is_loaded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_invalid_object_leaves_its_last_good_state() {
-    let (mut api, mut datastore, watch) =
-        loaded(&[pod("a", 1, "10.0.0.1"), pod("new", 2, "10.0.0")]).await;
+async fn what_is_right_in_an_invalid_pod_counts() {
+    let (mut api, mut datastore) = start(&[PODS]);
+    let list = [pod("a", 1, "10.0.0.1"), pod("new", 2, "10.0.0")];
+    let watch = api.load(PODS, &list).await;
+    assert_eq!(
+        gathered(&mut datastore, 2).await,
+        ["+Pod ns/a [10.0.0.1]", "+Pod ns/new []"]
+    );
+    assert!(matches!(next(&mut datastore).await, Update::Loaded));
     let broken = |report: &Report, count| report.problems.len() == count;
     let now = report(&mut datastore, |report, _| broken(report, 1)).await;
     assert_eq!(
         now.problems[0].to_string(),
         "Kubernetes API: Pod ns/new: status.podIPs[0].ip: \"10.0.0\" is not an IP address"
     );
-    assert_eq!(now.objects, 1);
+    assert_eq!(now.objects, 2);
+    // Of one that cannot even be read in part the last state stays.
     let mut malformed = pod("a", 12, "10.0.0.1");
     malformed["spec"]["hostNetwork"] = json!("yes");
     watch.event("MODIFIED", &malformed);
@@ -389,12 +584,18 @@ async fn an_invalid_object_leaves_its_last_good_state() {
             .contains("Pod ns/a: spec.hostNetwork: invalid type"),
         "{now:?}"
     );
-    assert_eq!(now.objects, 1);
+    assert_eq!(now.objects, 2);
     // Gone before it was ever good; good again as it was.
     watch.event("DELETED", &pod("new", 13, "10.0.0"));
+    assert_eq!(changes(&mut datastore).await, ["-Pod ns/new"]);
     watch.event("MODIFIED", &pod("a", 14, "10.0.0.1"));
     report(&mut datastore, |report, _| broken(report, 0)).await;
     assert_silent(&mut datastore).await;
+    // An address that is none takes the one before it along: that may be another's by now.
+    watch.event("MODIFIED", &pod("a", 15, "10.0.0.300"));
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a []"]);
+    watch.event("MODIFIED", &pod("a", 16, "10.0.0.1"));
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
     // An invalid one that vanishes takes its last good state along.
     watch.event("MODIFIED", &malformed);
     watch.event("ERROR", &status(410, "Expired", "too old"));
@@ -420,26 +621,33 @@ async fn a_policy_with_a_field_of_the_future_is_not_taken_over() {
             &json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10/8"}}]}]}),
         ),
     );
-    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/q"]);
-    let now = report(&mut datastore, |report, _| report.problems.len() == 3).await;
+    assert_eq!(
+        gathered(&mut datastore, 2).await,
+        ["+NetworkPolicy ns/p []", "+NetworkPolicy ns/q []"],
+        "what the first allowed before may be what was taken away"
+    );
+    let now = report(&mut datastore, |report, _| report.problems.len() == 4).await;
     let words: Vec<_> = now.problems.iter().map(ToString::to_string).collect();
     assert_eq!(
         words,
         [
             "Kubernetes API: NetworkPolicy ns/p: spec.ingress[0].from[0].onlyAtNight: unknown field",
+            "Kubernetes API: NetworkPolicy ns/p: until it is valid, it isolates the pods that it selects and allows \
+             nothing",
             "Kubernetes API: NetworkPolicy ns/q: spec.ingress[0].from[0].ipBlock.cidr: \"10/8\" is not a CIDR such as \
              10.0.0.0/8 or 2001:db8::/32",
             "Kubernetes API: NetworkPolicy ns/q: until it is valid, it isolates the pods that it selects and allows \
              nothing",
         ]
     );
-    assert_eq!(now.objects, 2, "one as it was, one closed");
+    assert_eq!(now.objects, 2);
     // Unknown fields elsewhere mean nothing to us.
-    let mut elsewhere = policy("p", 14, &json!({"podSelector": {}}));
+    let mut elsewhere = policy("p", 14, &good);
     elsewhere["metadata"]["novelty"] = json!(1);
     elsewhere["status"] = json!({"conditions": []});
     watch.event("MODIFIED", &elsewhere);
-    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/p"]);
+    let rule = changes(&mut datastore).await;
+    assert!(rule[0].starts_with("+NetworkPolicy ns/p [Rule"), "{rule:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -596,21 +804,36 @@ impl Write for Lines {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_api_that_goes_away_is_said_once_and_that_it_is_back_once() {
-    // Tests beside this one have no log: what they meet first would count as not logged for all threads.
-    let everyone = tracing_subscriber::fmt()
-        .with_writer(std::io::sink)
-        .finish();
-    let _one_is_enough = tracing::subscriber::set_global_default(everyone);
-    let lines = Lines::default();
-    let written = lines.clone();
-    let _log = tracing::subscriber::set_default(
-        tracing_subscriber::fmt()
+impl Lines {
+    /// What is logged from now on, until the guard goes.
+    fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+        // Tests beside this one have no log: what they meet first would count as not logged for all threads.
+        let everyone = tracing_subscriber::fmt()
+            .with_writer(std::io::sink)
+            .finish();
+        let _one_is_enough = tracing::subscriber::set_global_default(everyone);
+        let lines = Self::default();
+        let written = lines.clone();
+        let log = tracing_subscriber::fmt()
             .with_writer(move || written.clone())
             .with_ansi(false)
-            .finish(),
-    );
+            .finish();
+        (lines, tracing::subscriber::set_default(log))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("lock").clone()).expect("UTF-8")
+    }
+
+    fn count(&self, words: &str) -> usize {
+        let text = self.text();
+        text.lines().filter(|line| line.contains(words)).count()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_goes_away_is_said_once_and_that_it_is_back_once() {
+    let (lines, _log) = Lines::of_this_thread();
     let (mut api, mut datastore) = start(&[PODS, POLICIES]);
     let pods = api.load(PODS, &[]).await;
     let policies = api.load(POLICIES, &[]).await;
@@ -647,11 +870,36 @@ async fn an_api_that_goes_away_is_said_once_and_that_it_is_back_once() {
     .await;
     pods.event("ADDED", &pod("a", 20, "10.0.0.1"));
     assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
-    let text = String::from_utf8(lines.0.lock().expect("lock").clone()).expect("UTF-8");
-    let count = |words: &str| text.lines().filter(|line| line.contains(words)).count();
     assert_eq!(
-        (count("is away"), count("is back"), text.lines().count()),
+        (
+            lines.count("is away"),
+            lines.count("is back"),
+            lines.count("")
+        ),
         (1, 1, 2),
-        "{text}"
+        "{}",
+        lines.text()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_that_alternate_are_each_said_once() {
+    let (lines, _log) = Lines::of_this_thread();
+    let (mut api, mut datastore, watch) = loaded(&[]).await;
+    drop(watch);
+    for _ in 0..5 {
+        api.next(PODS).await.status(503, "ServiceUnavailable", "no");
+        drop(api.next(PODS).await);
+    }
+    let _watch = api.next(PODS).await.watching();
+    report(&mut datastore, |_, api| {
+        *state(api, PODS) == WatchState::Watching
+    })
+    .await;
+    assert_eq!(
+        (lines.count("is away"), lines.count("is back")),
+        (2, 1),
+        "{}",
+        lines.text()
     );
 }

@@ -16,8 +16,10 @@
 //!
 //! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
 //! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
-//! the API cannot be read nothing changes, so what is enforced stays. An object that is invalid leaves the
-//! last valid state of the same name in force and is reported.
+//! the API cannot be read nothing changes, so what is enforced stays. An object that is invalid is reported,
+//! and what can be taken over of it never allows more than it means: a policy isolates whom it selects and
+//! allows nothing, whatever it allowed before; a pod lacks the addresses and ports that are wrong. Of another
+//! the last valid state of the same name stays in force.
 
 mod client;
 mod decode;
