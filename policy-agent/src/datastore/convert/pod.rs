@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policy_core::model::{NamedPort, ObjectName, Pod};
 
+use super::address::address;
 use super::{FieldPath, Invalid, Mistake, Mistakes, labels, object_name, port_number, protocol};
 
 /// What a Pod object says, beyond what the compiler wants to know.
@@ -137,13 +138,13 @@ fn addresses(status: Option<&core::PodStatus>, mistakes: &mut Mistakes) -> Vec<I
         if text.is_empty() {
             continue;
         }
-        match text.parse::<IpAddr>() {
-            Ok(address) if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) => {
+        match address(text) {
+            Some(address) if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) => {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
                 mistakes.report(path, Mistake::SecondAddress(family));
             }
-            Ok(address) => addresses.push(address),
-            Err(_) => mistakes.report(path, Mistake::InvalidAddress(text.to_owned())),
+            Some(address) => addresses.push(address),
+            None => mistakes.report(path, Mistake::InvalidAddress(text.to_owned())),
         }
     }
     addresses

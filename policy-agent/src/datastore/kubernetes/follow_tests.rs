@@ -450,7 +450,7 @@ async fn an_api_that_lost_its_history_is_listed() {
 
 #[tokio::test(start_paused = true)]
 async fn the_api_is_left_alone_for_as_long_as_it_asks() {
-    let (mut api, mut datastore, watch) = loaded(&[]).await;
+    let (mut api, datastore, watch) = loaded(&[]).await;
     drop(watch);
     let begin = Instant::now();
     // Said in plain text and a header.

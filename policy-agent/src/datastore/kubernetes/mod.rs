@@ -5,7 +5,7 @@
 //!                       decode, trimmed                            failure, report
 //! ```
 //!
-//! - [`client`](fn@client): connections and credentials.
+//! - [`client`](fn@client): connections and credentials; `identity`: a client certificate in files.
 //! - `request`, `decode`, `trimmed`: pages of lists and events of watches as objects of the model, one at
 //!   a time; no API object is kept.
 //! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
@@ -25,6 +25,7 @@ mod client;
 mod decode;
 mod failure;
 mod follow;
+mod identity;
 mod list;
 mod objects;
 mod pod_cidrs;
