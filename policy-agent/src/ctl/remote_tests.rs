@@ -165,8 +165,9 @@ async fn what_cannot_be_taken_or_known_is_said() {
         &json!({"nodeName": "n1"}),
         &json!({"podIPs": [{"ip": "10.0.0"}]}),
     );
+    let worse = pod("shop", "worse", &json!({"hostNetwork": "yes"}), &json!({}));
     let (api, _) = api(Answers::from([
-        (PODS, pods(&[web("shop", "web"), bad], "")),
+        (PODS, pods(&[web("shop", "web"), bad, worse], "")),
         (POLICIES, forbidden("networkpolicies")),
     ]));
     let json = Some(ListFormat::Json);
@@ -174,12 +175,20 @@ async fn what_cannot_be_taken_or_known_is_said() {
         .get(Resource::WorkloadEndpoints, Selection::default(), json)
         .await;
     let found = found.expect("pods can be listed");
-    assert_eq!(
-        found.warnings[0],
-        "left out as not valid: Pod shop/bad: status.podIPs[0].ip: \"10.0.0\" is not an IP address"
-    );
+    let not_valid = [
+        "not valid: Pod shop/bad: status.podIPs[0].ip: \"10.0.0\" is not an IP address",
+        "left out as not valid: Pod shop/worse: spec.hostNetwork: invalid type",
+    ];
+    for (warning, expected) in found.warnings.iter().zip(not_valid) {
+        assert!(warning.starts_with(expected), "{warning}");
+    }
+    let Listing::ClusterEndpoints(endpoints) = &found.listing else {
+        panic!("endpoints")
+    };
+    let workloads = endpoints.iter().map(|e| e.endpoint.workload.as_str());
+    assert_eq!(workloads.collect::<Vec<_>>(), ["shop.bad", "shop.web"]);
     assert!(
-        found.warnings[1].starts_with(
+        found.warnings[2].starts_with(
             "which policies isolate these endpoints is not known: not allowed to list networkpolicies (403"
         ),
         "{:?}",
@@ -194,6 +203,34 @@ async fn what_cannot_be_taken_or_known_is_said() {
             "Kubernetes API x (test): not allowed to list networkpolicies (403 Forbidden"
         ),
         "{failed}"
+    );
+}
+
+#[tokio::test]
+async fn a_policy_that_is_not_valid_isolates_as_on_the_nodes() {
+    let mut future = deny("shop");
+    future["spec"]["ingress"] = json!([{"onlyAtNight": true}]);
+    let (api, _) = api(Answers::from([
+        (PODS, pods(&[web("shop", "web")], "")),
+        (POLICIES, policies(&[future])),
+    ]));
+    let wide = Some(ListFormat::Wide);
+    let found = api
+        .get(Resource::WorkloadEndpoints, Selection::default(), wide)
+        .await
+        .expect("an answer");
+    let Listing::ClusterEndpoints(endpoints) = &found.listing else {
+        panic!("endpoints")
+    };
+    let isolation = endpoints[0].isolation.as_ref().expect("known");
+    let ingress = isolation.ingress.as_ref().expect("isolated");
+    assert_eq!(ingress.policies, ["shop/deny"]);
+    assert!(
+        found.warnings[0]
+            .starts_with("not valid: NetworkPolicy shop/deny: spec.ingress[0].onlyAtNight")
+            && found.warnings[0].ends_with("allows nothing"),
+        "{:?}",
+        found.warnings
     );
 }
 

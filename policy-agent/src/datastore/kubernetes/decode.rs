@@ -12,6 +12,10 @@ use super::trimmed::{self, Head};
 use crate::datastore::Object;
 use crate::datastore::convert::{self, Invalid, PodObject, Segment, strict};
 
+/// What is said of a policy that is invalid. What it was before is not kept in force: it may select other
+/// pods now, and what it allowed may be what was taken away.
+const CLOSED: &str = "until it is valid, it isolates the pods that it selects and allows nothing";
+
 /// An object of the API.
 #[derive(Debug)]
 pub(super) struct Item {
@@ -58,9 +62,10 @@ pub(super) fn decode(resource: Resource, json: &RawValue) -> serde_json::Result<
         Resource::Namespaces => namespace(json).into(),
         Resource::Services => service(json).into(),
         Resource::NetworkPolicies => match network_policy(json) {
-            Err(mistakes) => {
+            Err(mut mistakes) => {
                 let whole = serde_json::from_str(json.get())?;
                 let closed = convert::closed_network_policy(name.clone(), &whole);
+                mistakes.push(CLOSED.to_owned());
                 Content::Invalid {
                     mistakes,
                     instead: Some(Object::Policy(closed)),

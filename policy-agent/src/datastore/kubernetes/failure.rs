@@ -41,6 +41,30 @@ pub(super) enum Kind {
     Answer,
 }
 
+impl Kind {
+    /// All of them; the position is also that in arrays by kind.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Connection,
+        Self::Tls,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::Unavailable,
+        Self::Answer,
+    ];
+
+    /// Its name as a metric's label.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Tls => "tls",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Unavailable => "unavailable",
+            Self::Answer => "answer",
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {

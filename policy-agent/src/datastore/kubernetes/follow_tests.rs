@@ -450,10 +450,10 @@ async fn an_api_that_lost_its_history_is_listed() {
 
 #[tokio::test(start_paused = true)]
 async fn the_api_is_left_alone_for_as_long_as_it_asks() {
-    let (mut api, datastore, watch) = loaded(&[]).await;
+    let (mut api, mut datastore, watch) = loaded(&[]).await;
     drop(watch);
     let begin = Instant::now();
-    // Said in plain text and a header.
+    // Said in a header that is not seen here.
     api.next(PODS).await.status(429, "", "Too many requests");
     let again = api.next(PODS).await;
     assert!(begin.elapsed() >= Duration::from_secs(1));
@@ -465,6 +465,9 @@ async fn the_api_is_left_alone_for_as_long_as_it_asks() {
     let again = api.next(PODS).await;
     assert!(begin.elapsed() >= Duration::from_secs(8));
     assert!(again.is_watch());
+    let now = report(&mut datastore, |_, _| true).await;
+    let failed = now.api.as_ref().expect("api").failed.clone();
+    assert!(failed.contains(&("unavailable", 2)), "{failed:?}");
 }
 
 #[tokio::test(start_paused = true)]

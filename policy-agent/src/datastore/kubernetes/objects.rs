@@ -11,10 +11,6 @@ use super::shared::Shared;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange};
 
-/// What is said of a policy that is invalid. What it was before is not kept in force: it may select other
-/// pods now, and what it allowed may be what was taken away.
-const CLOSED: &str = "until it is valid, it isolates the pods that it selects and allows nothing";
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -101,13 +97,7 @@ impl Objects {
                 self.mistakes.remove(&item.name);
                 (Some(fingerprint), Some(object))
             }
-            Content::Invalid {
-                mut mistakes,
-                instead,
-            } => {
-                if let Some(Object::Policy(_)) = instead {
-                    mistakes.push(CLOSED.to_owned());
-                }
+            Content::Invalid { mistakes, instead } => {
                 self.mistakes.insert(item.name.clone(), mistakes);
                 let fingerprint = instead.as_ref().map(decode::fingerprint);
                 (fingerprint.or(before), instead)

@@ -25,6 +25,8 @@ pub(super) struct Store {
     syncs: Vec<SyncToken>,
     last_contact: Option<SystemTime>,
     outage: Option<ApiOutage>,
+    /// Tries that failed, by kind.
+    failed: [u64; Kind::ALL.len()],
     log: ProblemLog,
     updates: mpsc::Sender<Update>,
     asked: watch::Sender<u64>,
@@ -84,6 +86,7 @@ impl Store {
             syncs: Vec::new(),
             last_contact: None,
             outage: None,
+            failed: [0; Kind::ALL.len()],
             log: ProblemLog::default(),
             updates,
             asked,
@@ -205,6 +208,7 @@ impl Store {
     }
 
     fn failing(&mut self, resource: Resource, failure: Failure) {
+        self.failed[failure.kind as usize] += 1;
         let now = SystemTime::now();
         let of_the_api = failure.is_of_the_api();
         let state = &mut self.resources[resource as usize];
@@ -324,6 +328,9 @@ impl Store {
                 outage: self.outage.as_ref().map(|known| known.outage.clone()),
                 last_contact: self.last_contact,
                 node: self.node_presence(),
+                failed: Kind::ALL
+                    .map(|kind| (kind.name(), self.failed[kind as usize]))
+                    .into(),
                 resources: self
                     .resources
                     .iter()
