@@ -89,6 +89,10 @@ async fn answer(mut connection: impl AsyncRead + AsyncWrite + Unpin) {
 /// A server on loopback, with TLS or without.
 async fn serve(tls: Option<ServerConfig>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    serve_on(listener, tls)
+}
+
+fn serve_on(listener: TcpListener, tls: Option<ServerConfig>) -> SocketAddr {
     let address = listener.local_addr().expect("address");
     tokio::spawn(async move {
         while let Ok((connection, _)) = listener.accept().await {
@@ -148,6 +152,47 @@ async fn with_the_right_authority_and_token_the_api_is_read() {
         failure.reason.contains("401 Unauthorized") && failure.reason.contains("K8S_TOKEN"),
         "{failure:?}"
     );
+}
+
+#[tokio::test]
+async fn an_address_may_be_of_ipv6() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        println!("skipped: this machine has no IPv6");
+        return;
+    };
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(&["::1"]);
+    let address = serve_on(listener, Some(authority.server));
+    let settings = ApiSettings {
+        k8s_api_endpoint: Some(format!("https://{address}")),
+        k8s_ca_file: Some(write(&directory, "ca", &authority.pem)),
+        k8s_token: Some(SecretString::from("right")),
+        ..ApiSettings::default()
+    };
+    assert_eq!(list(&settings).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_may_say_which_name_the_certificate_has() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(&["kubernetes.default.svc"]);
+    write(&directory, "ca", &authority.pem);
+    let address = serve(Some(authority.server)).await;
+    let settings = |name: &str| {
+        let kubeconfig = format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             clusters: [{{name: k, cluster: {{server: 'https://{address}', certificate-authority: ca, \
+             tls-server-name: {name}}}}}]\n\
+             users: [{{name: u, user: {{token: right}}}}]\n"
+        );
+        ApiSettings {
+            kubeconfig: Some(write(&directory, "config", &kubeconfig)),
+            ..ApiSettings::default()
+        }
+    };
+    assert_eq!(list(&settings("kubernetes.default.svc")).await, Ok(0));
+    let failure = list(&settings("other")).await.expect_err("another name");
+    assert_eq!(failure.kind, Kind::Tls);
 }
 
 #[tokio::test]

@@ -190,6 +190,52 @@ async fn nothing_is_loaded_before_everything_is_listed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_of_another_node_waits_for_its_namespace() {
+    let (mut api, mut datastore) = start(&[PODS, NAMESPACES]);
+    let elsewhere = |name: &str, version, address: &str| {
+        let mut pod = pod(name, version, address);
+        pod["spec"]["nodeName"] = json!("n2");
+        pod
+    };
+    let pods = api.load(PODS, &[elsewhere("first", 1, "10.0.0.1")]).await;
+    assert_eq!(
+        gathered(&mut datastore, 1).await,
+        ["+Pod ns/first [10.0.0.1]"]
+    );
+    let namespaces = api.load(NAMESPACES, &[namespace("ns", 2)]).await;
+    gathered(&mut datastore, 1).await;
+    assert!(matches!(next(&mut datastore).await, Update::Loaded));
+    let of_new = |mut pod: Value| {
+        pod["metadata"]["namespace"] = json!("new");
+        pod
+    };
+    for pod in [
+        elsewhere("a", 11, "10.0.0.2"),
+        elsewhere("a", 12, "10.0.0.3"),
+        elsewhere("b", 13, "10.0.0.4"),
+        pod("local", 14, "10.0.0.5"),
+    ] {
+        pods.event("MODIFIED", &of_new(pod));
+    }
+    pods.event("DELETED", &of_new(elsewhere("b", 15, "10.0.0.4")));
+    let mut first = Vec::new();
+    while !first.contains(&"+Pod new/local [10.0.0.5]".to_owned()) {
+        first.extend(changes(&mut datastore).await);
+    }
+    assert!(
+        first.iter().all(|change| !change.starts_with("+Pod new/a")),
+        "{first:?}"
+    );
+    namespaces.event("ADDED", &namespace("new", 16));
+    let mut second = Vec::new();
+    while second.len() < 2 || !second.contains(&"+Namespace new".to_owned()) {
+        let more = changes(&mut datastore).await;
+        second.extend(more.into_iter().filter(|change| change.starts_with('+')));
+    }
+    assert_eq!(second, ["+Namespace new", "+Pod new/a [10.0.0.3]"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_a_service_only_its_addresses_count() {
     let (mut api, mut datastore) = start(&[SERVICES]);
     let dns =

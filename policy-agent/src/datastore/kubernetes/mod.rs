@@ -12,7 +12,7 @@
 //! - `pod_cidrs`: the node's own range of addresses, once, for a CNI configuration.
 //! - `list`: everything of a resource once, for who does not follow it (`policyctl`).
 //! - `objects`: what was there before, so that changes and deletions are known, with strings `shared`;
-//!   `store`: updates, report, log.
+//!   `held`: pods that wait for their Namespace; `store`: updates, report, log.
 //!
 //! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
 //! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
@@ -25,6 +25,7 @@ mod client;
 mod decode;
 mod failure;
 mod follow;
+mod held;
 mod identity;
 mod list;
 mod objects;

@@ -54,6 +54,12 @@ impl Objects {
         self.known.is_empty()
     }
 
+    /// Whether the object of this name has a valid state.
+    pub(super) fn is_in_force(&self, name: &ObjectName) -> bool {
+        let known = self.known.get(name);
+        known.is_some_and(|known| known.fingerprint.is_some())
+    }
+
     /// Invalid objects and what is wrong with them.
     pub(super) fn mistakes(&self) -> impl Iterator<Item = (String, &String)> {
         self.mistakes.iter().flat_map(|(name, mistakes)| {

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use policy_core::model::ObjectName;
 use tokio::sync::{mpsc, watch};
 
 use super::decode::Item;
 use super::failure::{Failure, Kind, Verb};
 use super::follow::{Message, Notice};
+use super::held::Held;
 use super::objects::Objects;
 use super::resource::Resource;
 use crate::datastore::{
@@ -20,6 +22,7 @@ pub(super) struct Store {
     source: String,
     node: Arc<str>,
     resources: [ResourceState; Resource::ALL.len()],
+    held: Held,
     loaded: bool,
     /// Syncs that were not answered yet.
     syncs: Vec<SyncToken>,
@@ -71,6 +74,7 @@ impl Store {
     ) -> Self {
         Self {
             source,
+            held: Held::new(node.clone()),
             node,
             resources: Resource::ALL.map(|resource| ResourceState {
                 resource,
@@ -122,6 +126,7 @@ impl Store {
                         self.take_in(notice.resource, notice.message, &mut changes);
                         message = messages.try_recv().ok();
                     }
+                    let changes = self.pass(changes);
                     let now = self.report();
                     self.log.update(&now.problems);
                     report.send_replace(Arc::new(now));
@@ -131,6 +136,14 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Changes without those that have to wait. Before all Namespaces are listed nothing is enforced.
+    fn pass(&mut self, changes: Vec<ObjectChange>) -> Vec<ObjectChange> {
+        let namespaces = &self.resources[Resource::Namespaces as usize];
+        self.held.pass(changes, |name| {
+            !namespaces.loaded || namespaces.objects.is_in_force(&ObjectName::new("", name))
+        })
     }
 
     /// Sends changes, and behind them what they complete.
