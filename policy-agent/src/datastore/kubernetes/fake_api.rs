@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::task::Poll;
 
 use futures_util::stream;
 use http::{Request, Response, StatusCode};
@@ -27,7 +29,7 @@ pub(super) struct FakeApi {
 
 /// A request that waits for its answer.
 pub(super) struct Asked {
-    resource: Resource,
+    pub(super) resource: Resource,
     query: String,
     answer: oneshot::Sender<Answer>,
 }
@@ -67,11 +69,22 @@ impl FakeApi {
 
     /// The next request for this resource.
     pub(super) async fn next(&mut self, resource: Resource) -> Asked {
-        let requests = self
-            .requests
-            .get_mut(resource.path())
-            .expect("not given away");
-        requests.recv().await.expect("a follower")
+        self.next_of(&[resource]).await
+    }
+
+    /// The next request for one of these resources.
+    pub(super) async fn next_of(&mut self, resources: &[Resource]) -> Asked {
+        poll_fn(|context| {
+            for resource in resources {
+                let requests = self.requests.get_mut(resource.path());
+                let requests = requests.expect("not given away");
+                if let Poll::Ready(asked) = requests.poll_recv(context) {
+                    return Poll::Ready(asked.expect("a follower"));
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Answers the first list of this resource with `items` at version 10, and the watch from there.
@@ -82,7 +95,8 @@ impl FakeApi {
         watch.watching()
     }
 
-    /// From now on every list of this resource is complete with `items`, and every watch silent.
+    /// From now on every list of this resource is complete with `items`, at a version after all others, and
+    /// every watch silent.
     pub(super) fn leave_alone(&mut self, resource: Resource, items: Vec<Value>) {
         let mut requests = self
             .requests
@@ -94,7 +108,7 @@ impl FakeApi {
                 if asked.is_watch() {
                     watches.push(asked.watching());
                 } else {
-                    asked.list("10", &items);
+                    asked.list("1000000", &items);
                 }
             }
         });

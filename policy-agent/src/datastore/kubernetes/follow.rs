@@ -14,8 +14,9 @@
 //!
 //! A watch that is silent may be one of which nothing arrives any more, with something in between that
 //! keeps the connection: it is opened anew after a while, which loses nothing. And it may be one from a
-//! version that the API will not reach for days, having lost its history with a restored backup: after a
-//! longer while the API's own version is asked for.
+//! version that the API will not reach for days, having gone back with a restored backup
+//! (<https://github.com/kubernetes/kubernetes/issues/107457>): after failures, and when nothing was heard for
+//! longer, the API's own version is asked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +39,7 @@ const WATCH: std::ops::Range<u64> = 240..360;
 /// A watch that told nothing and ended sooner than this counts as failed.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// When nothing was heard from anybody for this long, the next watch may ask for a version of a history
-/// that is no more.
+/// When nothing was heard for this long, watches may ask for a version that the API has not reached.
 const UNHEARD: Duration = Duration::from_mins(4);
 
 /// How long a watch of many objects may take to reach a sync by itself before they are listed.
@@ -89,6 +89,8 @@ struct Closed;
 /// See the module.
 pub(super) struct Follower {
     pub collection: Collection,
+    /// This node's object alone, of which a list costs the API next to nothing.
+    pub this_node: Collection,
     /// Where messages go.
     pub out: mpsc::Sender<Notice>,
     /// Number of the last sync that was asked for.
@@ -141,12 +143,14 @@ enum End {
 impl Follower {
     pub(super) fn new(
         collection: Collection,
+        this_node: Collection,
         out: mpsc::Sender<Notice>,
         sync: watch::Receiver<u64>,
         recovered: Arc<Notify>,
     ) -> Self {
         Self {
             collection,
+            this_node,
             out,
             sync,
             recovered,
@@ -173,9 +177,6 @@ impl Follower {
             }
             let mut again = false;
             loop {
-                if self.heard.elapsed() >= UNHEARD && !self.is_of_this_history().await {
-                    break;
-                }
                 match self.watch(again).await? {
                     End::Ended => {}
                     End::List => break,
@@ -254,6 +255,7 @@ impl Follower {
         }
         let proof = sleep(SHORT);
         tokio::pin!(proof);
+        let doubtful = self.failures > 0 || self.heard.elapsed() >= UNHEARD;
         let mut proven = false;
         let mut catch_up = None;
         loop {
@@ -274,6 +276,9 @@ impl Follower {
                 proven = true;
                 (self.refused, self.short) = (0, 0);
                 self.succeeded();
+                if doubtful && !self.is_of_this_history().await {
+                    return Ok(End::List);
+                }
                 if !told {
                     self.send(Message::Watching { again }).await?;
                 }
@@ -318,26 +323,28 @@ impl Follower {
         }
     }
 
-    /// Whether the last version that was seen is one that the API's history has reached. Where it cannot
-    /// tell, the watch that comes next will say why.
+    /// Whether the API has reached the last version that was seen. It counts versions for all resources
+    /// together, unless some are kept apart, so the resource itself has the last word.
     async fn is_of_this_history(&mut self) -> bool {
-        let Ok(page) = self.collection.list(1, None, &mut Vec::new()).await else {
-            return true;
-        };
         self.heard = Instant::now();
-        let is_reached = match (page.version.parse::<u64>(), self.version.parse::<u64>()) {
-            (Ok(now), Ok(seen)) => seen <= now,
-            _ => true,
-        };
-        if !is_reached {
-            tracing::warn!(
-                resource = self.resource().name(),
-                seen = self.version,
-                now = page.version,
-                "the Kubernetes API went back in its history, as after a restored backup; listing everything"
-            );
+        if self.is_reached_by(&self.this_node).await == Some(true)
+            || self.is_reached_by(&self.collection).await != Some(false)
+        {
+            return true;
         }
-        is_reached
+        tracing::warn!(
+            resource = self.resource().name(),
+            version = self.version,
+            "the Kubernetes API went back in its history, as after a restored backup; listing everything"
+        );
+        false
+    }
+
+    /// Whether the version of `collection` is that of the last watch or later; `None` where it cannot be told.
+    async fn is_reached_by(&self, collection: &Collection) -> Option<bool> {
+        let page = collection.list(1, None, &mut Vec::new()).await.ok()?;
+        let (now, seen) = (page.version.parse::<u64>(), self.version.parse::<u64>());
+        Some(seen.ok()? <= now.ok()?)
     }
 
     async fn tell(&mut self, event: Event) -> Result<(), Closed> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::fake_api::{FakeApi, Watching, status};
+use super::fake_api::{Asked, FakeApi, Watching, status};
 use super::*;
 use crate::datastore::convert;
 use crate::datastore::{
@@ -457,41 +457,48 @@ async fn a_watch_of_which_nothing_comes_is_opened_anew() {
     assert!(now.api.as_ref().expect("api").failures().is_empty());
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_api_that_lost_its_history_is_listed() {
-    let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
-    // It is where it was: the watch is right to be silent.
-    let mut silent = vec![watch];
-    let mut probe = loop {
-        let asked = api.next(PODS).await;
-        if !asked.is_watch() {
-            break asked;
+/// Answers requests for pods' watches with silent ones, and those for the node's version with `version`,
+/// until pods are listed.
+async fn until_listed(api: &mut FakeApi, version: &str) -> Asked {
+    let mut watches = Vec::new();
+    loop {
+        let asked = api.next_of(&[PODS, NODES]).await;
+        if asked.is_watch() {
+            watches.push(asked.watching());
+        } else if asked.resource == NODES {
+            asked.list(version, &[node()]);
+        } else {
+            return asked;
         }
-        assert_eq!(asked.parameter("resourceVersion"), Some("10"));
-        silent.push(asked.watching());
-    };
-    for now in ["10", "9"] {
-        assert_eq!(probe.parameter("limit"), Some("1"));
-        probe.page(now, &[pod("a", 1, "10.0.0.1")], "more");
-        if now == "9" {
-            break;
-        }
-        probe = loop {
-            let asked = api.next(PODS).await;
-            if !asked.is_watch() {
-                break asked;
-            }
-            silent.push(asked.watching());
-        };
     }
-    let list = api.next(PODS).await;
-    assert!(!list.is_watch() && list.parameter("limit") != Some("1"));
-    list.list("9", &[pod("b", 2, "10.0.0.2")]);
-    assert_eq!(
-        gathered(&mut datastore, 2).await,
-        ["+Pod ns/b [10.0.0.2]", "-Pod ns/a"]
-    );
-    assert_eq!(api.next(PODS).await.parameter("resourceVersion"), Some("9"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_went_back_in_its_history_is_listed() {
+    for after_a_failure in [true, false] {
+        let (mut api, mut datastore) = start(&[PODS, NODES]);
+        let watch = api.load(PODS, &[pod("a", 1, "10.0.0.1")]).await;
+        let _node = api.load(NODES, &[node()]).await;
+        while !matches!(next(&mut datastore).await, Update::Loaded) {}
+        if after_a_failure {
+            drop(watch);
+            drop(api.next(PODS).await);
+        }
+        let probe = until_listed(&mut api, "9").await;
+        assert_eq!(probe.parameter("limit"), Some("1"));
+        // Kept apart, and where it was: the watch is right to be silent.
+        probe.page("10", &[pod("a", 1, "10.0.0.1")], "more");
+        let probe = until_listed(&mut api, "9").await;
+        assert_eq!(probe.parameter("limit"), Some("1"));
+        probe.page("9", &[pod("a", 1, "10.0.0.1")], "more");
+        let list = until_listed(&mut api, "9").await;
+        assert_ne!(list.parameter("limit"), Some("1"));
+        list.list("9", &[pod("b", 2, "10.0.0.2")]);
+        assert_eq!(
+            gathered(&mut datastore, 2).await,
+            ["+Pod ns/b [10.0.0.2]", "-Pod ns/a"]
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

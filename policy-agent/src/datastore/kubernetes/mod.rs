@@ -67,17 +67,26 @@ pub fn start(client: Client, source: String, node: Arc<str>) -> Datastore {
     let (messages, messages_out) = mpsc::channel(MESSAGES);
     let (asked, asked_out) = watch::channel(0);
     let recovered = Arc::new(Notify::new());
+    let this_node = Collection {
+        client: client.clone(),
+        resource: Resource::Nodes,
+        selection: Selection {
+            name: Some(node.to_string()),
+            ..Selection::default()
+        },
+    };
     for resource in Resource::ALL {
-        let collection = Collection {
-            client: client.clone(),
-            resource,
-            selection: Selection {
-                name: (resource == Resource::Nodes).then(|| node.to_string()),
-                ..Selection::default()
+        let collection = match resource {
+            Resource::Nodes => this_node.clone(),
+            _ => Collection {
+                client: client.clone(),
+                resource,
+                selection: Selection::default(),
             },
         };
         let follower = Follower::new(
             collection,
+            this_node.clone(),
             messages.clone(),
             asked_out.clone(),
             recovered.clone(),
