@@ -40,7 +40,7 @@ const WATCH: std::ops::Range<u64> = 240..360;
 const SHORT: Duration = Duration::from_secs(1);
 
 /// When nothing was heard for this long, watches may ask for a version that the API has not reached.
-const UNHEARD: Duration = Duration::from_mins(4);
+pub(super) const UNHEARD: Duration = Duration::from_mins(4);
 
 /// How long a watch of many objects may take to reach a sync by itself before they are listed.
 const CATCH_UP: Duration = Duration::from_secs(2);

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::fake_api::{Asked, FakeApi, Watching, status};
+use super::follow::UNHEARD;
 use super::*;
 use crate::datastore::convert;
 use crate::datastore::{
@@ -439,16 +440,21 @@ async fn what_is_no_list_deletes_nothing() {
         "{failures}"
     );
     // Go writes a list of nothing in both ways.
-    api.next(PODS)
-        .await
-        .ok(&json!({"kind": "PodList", "metadata": version, "items": null}));
+    let list = api.next(PODS).await;
+    assert!(!list.is_watch(), "each was refused");
+    list.ok(&json!({"kind": "PodList", "metadata": version, "items": null}));
     assert_eq!(changes(&mut datastore).await, ["-Pod ns/a"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_of_which_nothing_comes_is_opened_anew() {
     let (mut api, mut datastore, _silent) = loaded(&[]).await;
+    let begin = Instant::now();
     let again = api.next(PODS).await;
+    assert!(
+        begin.elapsed() < Duration::from_mins(3),
+        "not only when the watch was to end"
+    );
     assert_eq!(again.parameter("resourceVersion"), Some("10"));
     let watch = again.watching();
     watch.event("ADDED", &pod("a", 12, "10.0.0.1"));
@@ -484,8 +490,10 @@ async fn an_api_that_went_back_in_its_history_is_listed() {
             drop(watch);
             drop(api.next(PODS).await);
         }
+        let begin = Instant::now();
         let probe = until_listed(&mut api, "9").await;
         assert_eq!(probe.parameter("limit"), Some("1"));
+        assert_eq!(begin.elapsed() < UNHEARD, after_a_failure);
         // Kept apart, and where it was: the watch is right to be silent.
         probe.page("10", &[pod("a", 1, "10.0.0.1")], "more");
         let probe = until_listed(&mut api, "9").await;
