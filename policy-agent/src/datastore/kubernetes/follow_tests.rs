@@ -947,6 +947,26 @@ async fn an_api_that_goes_away_is_said_once_and_that_it_is_back_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_that_lasts_ends_the_failures_before_it() {
+    let (mut api, mut datastore, watch) = loaded(&[]).await;
+    drop(watch);
+    for _ in 0..10 {
+        drop(api.next(PODS).await);
+    }
+    let watch = api.next(PODS).await.watching();
+    report(&mut datastore, |_, api| {
+        *state(api, PODS) == WatchState::Watching
+    })
+    .await;
+    drop(watch);
+    drop(api.next(PODS).await);
+    let begin = Instant::now();
+    drop(api.next(PODS).await);
+    let waited = begin.elapsed();
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_that_alternate_are_each_said_once() {
     let (lines, _log) = Lines::of_this_thread();
     let (mut api, mut datastore, watch) = loaded(&[]).await;
