@@ -447,6 +447,33 @@ async fn what_is_no_list_deletes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_no_event_ends_the_watch() {
+    let mut unversioned = pod("a", 12, "10.0.0.1");
+    unversioned["metadata"]["resourceVersion"] = json!("");
+    let rows = [
+        ("MODIFIED", unversioned),
+        ("BOOKMARK", json!({"metadata": {}})),
+        ("REPLACED", pod("a", 12, "10.0.0.1")),
+        ("ADDED", json!({"kind": "Status"})),
+    ];
+    for (kind, object) in rows {
+        let (mut api, _datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
+        watch.event(kind, &object);
+        assert!(!api.next(PODS).await.is_watch(), "{kind} {object}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_made_anew_under_its_name_is_another() {
+    let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
+    watch.event("ERROR", &status(410, "Expired", "too old"));
+    let mut anew = pod("a", 15, "10.0.0.1");
+    anew["metadata"]["uid"] = json!("another");
+    api.next(PODS).await.list("20", &[anew]);
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_of_which_nothing_comes_is_opened_anew() {
     let (mut api, mut datastore, _silent) = loaded(&[]).await;
     let begin = Instant::now();

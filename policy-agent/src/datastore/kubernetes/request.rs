@@ -237,22 +237,32 @@ impl Watch {
         }
     }
 
+    /// From no version one cannot go on: who asks for that is told of what there is, and not of what is gone.
     fn event(&self, line: &[u8]) -> Result<Event, RequestError> {
         let event: RawEvent<'_> = serde_json::from_slice(line)?;
         let item = || decode::decode(self.resource, event.object);
-        match &*event.kind {
-            "ADDED" | "MODIFIED" => Ok(Event::Changed(item()?)),
-            "DELETED" => Ok(Event::Deleted(item()?)),
+        let event = match &*event.kind {
+            "ADDED" | "MODIFIED" => Event::Changed(item()?),
+            "DELETED" => Event::Deleted(item()?),
             // Of a bookmark's object only the version counts, and it has no name.
-            "BOOKMARK" => Ok(Event::Bookmark(decode::version(event.object)?)),
+            "BOOKMARK" => Event::Bookmark(decode::version(event.object)?),
             "ERROR" => {
                 let status = serde_json::from_str(event.object.get())?;
-                Err(RequestError::Event(Box::new(status)))
+                return Err(RequestError::Event(Box::new(status)));
             }
-            other => Err(not_an_answer(format_args!(
-                "a watch event of the unknown type {other:?}"
-            ))),
+            other => {
+                return Err(not_an_answer(format_args!(
+                    "a watch event of the unknown type {other:?}"
+                )));
+            }
+        };
+        let (Event::Changed(Item { version, .. })
+        | Event::Deleted(Item { version, .. })
+        | Event::Bookmark(version)) = &event;
+        if version.is_empty() {
+            return Err(not_an_answer("a watch event without resourceVersion"));
         }
+        Ok(event)
     }
 }
 
