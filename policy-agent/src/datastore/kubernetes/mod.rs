@@ -110,3 +110,7 @@ mod fake_api;
 #[cfg(test)]
 #[path = "follow_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "failure_tests.rs"]
+mod failure_tests;
