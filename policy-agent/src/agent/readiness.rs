@@ -248,6 +248,7 @@ mod tests {
                 outage: None,
                 last_contact: None,
                 node,
+                failed: Vec::new(),
                 resources: vec![
                     resource("pods", pods),
                     resource("nodes", WatchState::Listing),

@@ -192,14 +192,30 @@ fn an_endpoint_alone_will_do() {
 fn several_kubeconfigs_are_one() {
     let files = Files::new();
     files.write("tokens", "t");
+    let none = files.write("none", "current-context: ''\n");
     let first = files.write("first", "current-context: c\n");
     let second = files.write("second", &files.kubeconfig());
-    let settings = ApiSettings {
-        kubeconfig: Some(format!("{}:{}", first.display(), second.display()).into()),
-        ..ApiSettings::default()
+    let resolve = |list: &[&Path]| {
+        let list: Vec<_> = list.iter().map(|path| path.to_string_lossy()).collect();
+        let settings = ApiSettings {
+            kubeconfig: Some(list.join(":").into()),
+            ..ApiSettings::default()
+        };
+        settings.resolve(&files.outside())
     };
-    let config = settings.resolve(&files.outside()).expect("valid");
+    let config = resolve(&[&none, &first, &second]).expect("valid");
     assert_eq!(config.url(), "https://10.0.0.1:6443");
+    assert!(config.warnings().is_empty());
+    // As with kubectl not all have to exist, but one has.
+    let [gone, lost] = ["gone", "lost"].map(|name| files.directory.path().join(name));
+    let config = resolve(&[&gone, &second]).expect("valid");
+    let warning = format!("KUBECONFIG: {} does not exist", gone.display());
+    assert_eq!(config.warnings(), [warning]);
+    let error = resolve(&[&gone, &lost]).expect_err("none").to_string();
+    assert_eq!(
+        error,
+        format!("KUBECONFIG={}: does not exist", gone.display())
+    );
 }
 
 #[test]

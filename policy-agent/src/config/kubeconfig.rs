@@ -17,24 +17,8 @@ pub(super) fn load(
     surroundings: &Surroundings,
     warnings: &mut Vec<String>,
 ) -> Result<(kube::Config, String), ConfigError> {
-    let mut merged = Kubeconfig::default();
-    let mut last = PathBuf::new();
-    for path in env::split_paths(paths).filter(|path| !path.as_os_str().is_empty()) {
-        last = expand_home(&path, surroundings)?;
-        merged = Kubeconfig::read_from(&last)
-            .and_then(|next| merged.merge(next))
-            .map_err(|error| bad(&last, explain(&error)))?;
-    }
-    let bad = |why: String| {
-        bad(
-            if env::split_paths(paths).count() > 1 {
-                paths
-            } else {
-                &last
-            },
-            why,
-        )
-    };
+    let (merged, last) = merge(paths, surroundings, warnings)?;
+    let bad = |why: String| bad(last.as_deref().unwrap_or(paths), why);
     let (proxy, authorities) = check(&merged).map_err(bad)?;
     if proxy {
         return Err(bad(
@@ -77,6 +61,38 @@ pub(super) fn load(
         })?;
     }
     Ok((config, format!("KUBECONFIG={}", paths.display())))
+}
+
+/// What the files say together, and the file where it is one. As with kubectl what is said first counts, and
+/// of several files some may not exist.
+fn merge(
+    paths: &Path,
+    surroundings: &Surroundings,
+    warnings: &mut Vec<String>,
+) -> Result<(Kubeconfig, Option<PathBuf>), ConfigError> {
+    let mut files = Vec::new();
+    for path in env::split_paths(paths).filter(|path| !path.as_os_str().is_empty()) {
+        files.push(expand_home(&path, surroundings)?);
+    }
+    if files.iter().any(|file| file.exists()) {
+        files.retain(|file| {
+            let exists = file.exists();
+            if !exists {
+                warnings.push(format!("KUBECONFIG: {} does not exist", file.display()));
+            }
+            exists
+        });
+    }
+    let mut merged = Kubeconfig::default();
+    for file in &files {
+        merged = Kubeconfig::read_from(file)
+            .and_then(|next| merged.merge(next))
+            .map_err(|error| bad(file, explain(&error)))?;
+        // Which says nothing, though kubectl writes it.
+        merged.current_context = merged.current_context.filter(|name| !name.is_empty());
+    }
+    let is_one = files.len() == 1;
+    Ok((merged, files.pop().filter(|_| is_one)))
 }
 
 /// Whether the current context can be used: whether its cluster wants a proxy, and the file of its

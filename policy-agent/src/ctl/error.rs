@@ -40,6 +40,9 @@ pub(super) enum CtlError {
         /// Why.
         error: ListError,
     },
+    /// What was found cannot be printed.
+    #[error("standard output: {0}")]
+    Output(std::io::Error),
     /// The one object that was asked for is not there.
     #[error("{0}")]
     NotFound(String),
@@ -52,7 +55,9 @@ impl CtlError {
             Self::Usage(_) | Self::Config(_) | Self::DefaultKubeconfig(_) | Self::Nobody(_) => {
                 ExitCode::from(USAGE)
             }
-            Self::Agent(_) | Self::Api { .. } | Self::NotFound(_) => ExitCode::FAILURE,
+            Self::Agent(_) | Self::Api { .. } | Self::Output(_) | Self::NotFound(_) => {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 
 use super::args::{Format, Resource};
+use super::error::CtlError;
 use super::output::{Listing, show};
 use super::print;
 use crate::datastore::kubernetes::Selection;
@@ -62,10 +63,10 @@ impl Agent {
     }
 
     /// `policyctl status`.
-    pub(super) async fn status(&self, format: Option<Format>) -> Result<ExitCode, ClientError> {
+    pub(super) async fn status(&self, format: Option<Format>) -> Result<ExitCode, CtlError> {
         let status: Status = self.ask("/v1/status").await?;
         let well = status.ready && status.problems.is_empty() && status.datastore.errors.is_empty();
-        show(format, &status, print::status);
+        show(format, &status, print::status)?;
         Ok(if well {
             ExitCode::SUCCESS
         } else {

@@ -69,7 +69,7 @@ async fn run(cli: Cli, origins: Origins) -> Result<ExitCode, CtlError> {
     };
     match cli.command {
         Command::Get(get) => list(*get, origins, &agent).await,
-        Command::Status(output) => Ok(agent.status(output.output).await?),
+        Command::Status(output) => agent.status(output.output).await,
         Command::Sync(args) => Ok(agent.sync(args.timeout).await?),
         Command::Completion(completion) => {
             completion.print(Cli::command());
@@ -124,7 +124,7 @@ async fn list(get: Get, origins: Origins, agent: &Agent) -> Result<ExitCode, Ctl
         }
         eprintln!("policyctl: {none}");
     }
-    output::write(&found.listing.render(format, is_one));
+    output::write(&found.listing.render(format, is_one))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,11 +1,12 @@
 //! Lists and objects on standard output, in the format asked for.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 
 use serde::Serialize;
 
 use super::args::{Format, ListFormat};
 use super::cluster::{ClusterEndpoint, ClusterPolicy};
+use super::error::CtlError;
 use super::{print, print_cluster};
 use crate::report::{IdentityStatus, PolicyStatus, WorkloadEndpoint};
 
@@ -119,12 +120,19 @@ pub(super) fn show<T: Serialize>(
     format: Option<Format>,
     value: &T,
     table: impl FnOnce(&T, bool) -> String,
-) {
-    write(&text(format, value, table));
+) -> Result<(), CtlError> {
+    write(&text(format, value, table))
 }
 
 /// Writes to standard output.
-pub(super) fn write(text: &str) {
-    // Whoever stops reading, as `head` does, has seen enough.
-    let _closed = std::io::stdout().write_all(text.as_bytes());
+pub(super) fn write(text: &str) -> Result<(), CtlError> {
+    let mut output = std::io::stdout();
+    match output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        // Whoever stops reading, as `head` does, has seen enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CtlError::Output(error)),
+        _ => Ok(()),
+    }
 }

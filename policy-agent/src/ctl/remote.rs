@@ -79,7 +79,7 @@ impl Api {
         };
         let (pods, policies) = tokio::join!(list_pods(&self.client, selection), policies);
         let pods = pods.map_err(|error| self.failed(error))?;
-        let mut warnings = left_out(&pods);
+        let mut warnings = invalid(&pods);
         let policies = match policies {
             Ok(policies) => policies,
             Err(error) if error.is_forbidden() => {
@@ -90,10 +90,10 @@ impl Api {
             }
             Err(error) => return Err(self.failed(error)),
         };
-        warnings.extend(policies.iter().flat_map(left_out));
-        let policies = policies.map(|policies| policies.valid);
+        warnings.extend(policies.iter().flat_map(invalid));
+        let policies = policies.map(|policies| policies.taken);
         let why_none = why_none(&pods);
-        let workloads = Workloads::of(pods.valid);
+        let workloads = Workloads::of(pods.taken);
         Ok(Found {
             listing: Listing::ClusterEndpoints(workloads.endpoints(policies.as_deref())),
             warnings,
@@ -111,11 +111,11 @@ impl Api {
             list_pods(&self.client, of_namespace)
         )
         .map_err(|error| self.failed(error))?;
-        let mut warnings = left_out(&policies);
-        warnings.extend(left_out(&pods));
-        let workloads = Workloads::of(pods.valid);
+        let mut warnings = invalid(&policies);
+        warnings.extend(invalid(&pods));
+        let workloads = Workloads::of(pods.taken);
         Ok(Found {
-            listing: Listing::ClusterPolicies(workloads.policies(&policies.valid)),
+            listing: Listing::ClusterPolicies(workloads.policies(&policies.taken)),
             warnings,
             why_none: policies
                 .invalid
@@ -132,17 +132,20 @@ impl Api {
     }
 }
 
-fn left_out<T>(listed: &Listed<T>) -> Vec<String> {
+fn invalid<T>(listed: &Listed<T>) -> Vec<String> {
     let invalid = listed.invalid.iter();
     invalid
-        .map(|object| format!("left out as not valid: {object}"))
+        .map(|object| match object.left_out {
+            true => format!("left out as not valid: {object}"),
+            false => format!("not valid: {object}"),
+        })
         .collect()
 }
 
 /// Why the pods that were found are no endpoints; one pod was asked for when it matters.
 fn why_none(pods: &Listed<PodObject>) -> Option<String> {
     let invalid = pods.invalid.first().map(|_| "the pod is not valid");
-    pods.valid
+    pods.taken
         .iter()
         .find_map(|pod| node_of(pod).err())
         .or(invalid)

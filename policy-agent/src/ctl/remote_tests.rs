@@ -40,9 +40,20 @@ fn api(answers: Answers) -> (Api, Arc<Mutex<Vec<String>>>) {
     (Api::of(client, "Kubernetes API x (test)".to_owned()), asked)
 }
 
-fn list(items: &[Value], next: &str) -> (u16, Value) {
+fn list(kind: &str, items: &[Value], next: &str) -> (u16, Value) {
     let metadata = json!({"resourceVersion": "7", "continue": next});
-    (200, json!({"metadata": metadata, "items": items}))
+    (
+        200,
+        json!({"kind": kind, "metadata": metadata, "items": items}),
+    )
+}
+
+fn pods(items: &[Value], next: &str) -> (u16, Value) {
+    list("PodList", items, next)
+}
+
+fn policies(items: &[Value]) -> (u16, Value) {
+    list("NetworkPolicyList", items, "")
 }
 
 fn pod(namespace: &str, name: &str, spec: &Value, status: &Value) -> Value {
@@ -75,12 +86,12 @@ const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies limit=1000";
 #[tokio::test]
 async fn pages_are_put_together_and_policies_only_read_when_shown() {
     let (api, asked) = api(Answers::from([
-        (PODS, list(&[web("b", "two")], "more")),
+        (PODS, pods(&[web("b", "two")], "more")),
         (
             "/api/v1/pods continue=more limit=1000",
-            list(&[web("a", "one")], ""),
+            pods(&[web("a", "one")], ""),
         ),
-        (POLICIES, list(&[deny("b")], "")),
+        (POLICIES, policies(&[deny("b")])),
     ]));
     let get = async |format| {
         let found = api
@@ -105,7 +116,7 @@ async fn the_api_selects_by_namespace_name_and_node() {
         &json!({"nodeName": "n1", "hostNetwork": true}),
         &json!({}),
     );
-    let (api, _) = api(Answers::from([(path, list(&[proxy], ""))]));
+    let (api, _) = api(Answers::from([(path, pods(&[proxy], ""))]));
     let selection = Selection {
         namespace: Some("shop".to_owned()),
         name: Some("proxy".to_owned()),
@@ -124,11 +135,11 @@ async fn policies_of_a_namespace_count_its_pods() {
     let (api, _) = api(Answers::from([
         (
             "/api/v1/namespaces/shop/pods limit=1000",
-            list(&[web("shop", "web")], ""),
+            pods(&[web("shop", "web")], ""),
         ),
         (
             "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies fieldSelector=metadata.name%3Ddeny limit=1000",
-            list(&[deny("shop")], ""),
+            policies(&[deny("shop")]),
         ),
     ]));
     let selection = Selection {
@@ -154,8 +165,9 @@ async fn what_cannot_be_taken_or_known_is_said() {
         &json!({"nodeName": "n1"}),
         &json!({"podIPs": [{"ip": "10.0.0"}]}),
     );
+    let worse = pod("shop", "worse", &json!({"hostNetwork": "yes"}), &json!({}));
     let (api, _) = api(Answers::from([
-        (PODS, list(&[web("shop", "web"), bad], "")),
+        (PODS, pods(&[web("shop", "web"), bad, worse], "")),
         (POLICIES, forbidden("networkpolicies")),
     ]));
     let json = Some(ListFormat::Json);
@@ -163,12 +175,20 @@ async fn what_cannot_be_taken_or_known_is_said() {
         .get(Resource::WorkloadEndpoints, Selection::default(), json)
         .await;
     let found = found.expect("pods can be listed");
-    assert_eq!(
-        found.warnings[0],
-        "left out as not valid: Pod shop/bad: status.podIPs[0].ip: \"10.0.0\" is not an IP address"
-    );
+    let not_valid = [
+        "not valid: Pod shop/bad: status.podIPs[0].ip: \"10.0.0\" is not an IP address",
+        "left out as not valid: Pod shop/worse: spec.hostNetwork: invalid type",
+    ];
+    for (warning, expected) in found.warnings.iter().zip(not_valid) {
+        assert!(warning.starts_with(expected), "{warning}");
+    }
+    let Listing::ClusterEndpoints(endpoints) = &found.listing else {
+        panic!("endpoints")
+    };
+    let workloads = endpoints.iter().map(|e| e.endpoint.workload.as_str());
+    assert_eq!(workloads.collect::<Vec<_>>(), ["shop.bad", "shop.web"]);
     assert!(
-        found.warnings[1].starts_with(
+        found.warnings[2].starts_with(
             "which policies isolate these endpoints is not known: not allowed to list networkpolicies (403"
         ),
         "{:?}",
@@ -183,6 +203,34 @@ async fn what_cannot_be_taken_or_known_is_said() {
             "Kubernetes API x (test): not allowed to list networkpolicies (403 Forbidden"
         ),
         "{failed}"
+    );
+}
+
+#[tokio::test]
+async fn a_policy_that_is_not_valid_isolates_as_on_the_nodes() {
+    let mut future = deny("shop");
+    future["spec"]["ingress"] = json!([{"onlyAtNight": true}]);
+    let (api, _) = api(Answers::from([
+        (PODS, pods(&[web("shop", "web")], "")),
+        (POLICIES, policies(&[future])),
+    ]));
+    let wide = Some(ListFormat::Wide);
+    let found = api
+        .get(Resource::WorkloadEndpoints, Selection::default(), wide)
+        .await
+        .expect("an answer");
+    let Listing::ClusterEndpoints(endpoints) = &found.listing else {
+        panic!("endpoints")
+    };
+    let isolation = endpoints[0].isolation.as_ref().expect("known");
+    let ingress = isolation.ingress.as_ref().expect("isolated");
+    assert_eq!(ingress.policies, ["shop/deny"]);
+    assert!(
+        found.warnings[0]
+            .starts_with("not valid: NetworkPolicy shop/deny: spec.ingress[0].onlyAtNight")
+            && found.warnings[0].ends_with("allows nothing"),
+        "{:?}",
+        found.warnings
     );
 }
 

@@ -16,6 +16,8 @@ pub struct ApiReport {
     pub node: NodePresence,
     /// Each resource that is read.
     pub resources: Vec<ResourceReport>,
+    /// Tries that failed, by cause; every cause is there. Also of failures that are over.
+    pub failed: Vec<(&'static str, u64)>,
 }
 
 impl ApiReport {

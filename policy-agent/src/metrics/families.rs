@@ -338,6 +338,13 @@ fn kubernetes_api(api: &ApiReport, page: &mut Page<'_>) -> fmt::Result {
         "When the Kubernetes API last answered; 0 before it ever did.",
         last_contact.unwrap_or_default().as_secs_f64(),
     )?;
+    page.counters(
+        "api_failures",
+        "Lists and watches that failed, by cause; each is tried again.",
+        api.failed
+            .iter()
+            .map(|(cause, count)| ([("cause", *cause)], *count)),
+    )?;
     let resources = || {
         let resources = api.resources.iter();
         resources.map(|resource| ([("resource", resource.resource)], resource))

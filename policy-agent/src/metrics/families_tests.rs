@@ -53,6 +53,7 @@ fn fresh() -> Scrape {
         outage: None,
         last_contact: None,
         node: NodePresence::Unknown,
+        failed: vec![("connection", 0), ("forbidden", 0)],
         resources: ["networkpolicies", "pods", "namespaces", "services", "nodes"]
             .map(resource)
             .into(),
@@ -241,7 +242,7 @@ fn the_api_is_shown_where_there_is_one() {
     let mut scrape = fresh();
     scrape.snapshot.datastore = Arc::default();
     assert_eq!(api_metrics(scrape), 0, "files");
-    assert_eq!(api_metrics(fresh()), 5);
+    assert_eq!(api_metrics(fresh()), 6);
 
     let mut scrape = fresh();
     let mut report = Report::clone(&scrape.snapshot.datastore);
@@ -255,11 +256,17 @@ fn the_api_is_shown_where_there_is_one() {
     api.resources[0].state = WatchState::Watching;
     api.resources[1].state = WatchState::Failing(outage);
     (api.resources[1].restarts, api.resources[1].relists) = (7, 8);
+    api.failed[1].1 = 9;
     scrape.snapshot.datastore = report.into();
     let families = parse(scrape);
     let pods: LabelPairs<'_> = &[("resource", "pods")];
-    let rows: [(&str, LabelPairs<'_>, f64); 6] = [
+    let rows: [(&str, LabelPairs<'_>, f64); 7] = [
         ("portcullis_api_up", &[], 0.0),
+        (
+            "portcullis_api_failures_total",
+            &[("cause", "forbidden")],
+            9.0,
+        ),
         ("portcullis_api_last_contact_timestamp_seconds", &[], 100.0),
         ("portcullis_watch_up", pods, 0.0),
         (

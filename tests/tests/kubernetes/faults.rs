@@ -204,6 +204,13 @@ fn a_policy_with_a_field_of_the_future() {
     world.put_policy("future", &web_to_db());
     agent.sync().unwrap();
     check("valid", &[(&world.web, &world.db, Tcp(80), true)]);
+    // What it was before does not stay in force.
+    world.put_policy("future", &spec);
+    agent.sync().unwrap_err();
+    check(
+        "no longer valid",
+        &[(&world.web, &world.db, Tcp(80), false)],
+    );
 }
 
 #[test]

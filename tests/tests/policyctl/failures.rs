@@ -1,7 +1,9 @@
 //! What is said when there is nothing to list, and with which exit code.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
 
 use portcullis_tests::apiserver::Resource;
 use portcullis_tests::objects;
@@ -54,6 +56,22 @@ fn an_api_that_does_not_answer() {
             assert_failed(&answer, 1, &words);
         }
     }
+}
+
+#[test]
+fn a_list_that_cannot_be_written_is_none() {
+    let machine = Machine::new();
+    let kubeconfig = machine.path("kubeconfig");
+    let command = || machine.command(&[("KUBECONFIG", &kubeconfig)], "get netpol");
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut answer = Answer::of(command().stdout(full).output().unwrap());
+    answer.err = answer.err.lines().last().unwrap_or_default().to_owned();
+    assert_failed(&answer, 1, &["standard output", "No space left"]);
+    // Whoever stops reading has seen enough.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = command().stdout(writer).stderr(Stdio::null()).status();
+    assert_eq!(status.unwrap().code(), Some(0));
 }
 
 #[test]

@@ -54,6 +54,11 @@ impl Machine {
 
     /// `policyctl` with these variables.
     fn policyctl_with(&self, variables: &[(&str, &Path)], arguments: &str) -> Answer {
+        let mut command = self.command(variables, arguments);
+        Answer::of(command.output().unwrap())
+    }
+
+    fn command(&self, variables: &[(&str, &Path)], arguments: &str) -> Command {
         let mut command = Command::new(binary("policyctl").unwrap());
         command
             .env_clear()
@@ -62,7 +67,7 @@ impl Machine {
         for (name, value) in variables {
             command.env(name, value);
         }
-        Answer::of(command.output().unwrap())
+        command
     }
 }
 

@@ -3,6 +3,7 @@
 //! Knows k8s-openapi and `policy_core::model`, and nothing of files or of the network. What comes out
 //! is valid; what is not is reported with the path of the field, all of an object's mistakes at once.
 
+mod address;
 mod network_policy;
 mod path;
 mod pod;
@@ -11,7 +12,7 @@ pub mod strict;
 
 pub use network_policy::{closed_network_policy, network_policy};
 pub use path::{FieldPath, Segment};
-pub use pod::{MIRROR, PodObject, pod};
+pub use pod::{MIRROR, PodObject, pod, pod_in_part};
 pub use service::{Service, service};
 
 use std::collections::BTreeMap;

@@ -14,7 +14,8 @@ use policy_core::model::{
 
 use super::strict::{self, Strict};
 use super::{
-    FieldPath, Invalid, Mistake, Mistakes, is_port_name, object_name, port_number, protocol,
+    FieldPath, Invalid, Mistake, Mistakes, address, is_port_name, object_name, port_number,
+    protocol,
 };
 
 /// A NetworkPolicy in the compiler's terms.
@@ -242,13 +243,11 @@ fn cidr(text: &str, path: FieldPath, mistakes: &mut Mistakes) -> Option<IpNet> {
         mistakes.report(path, Mistake::Missing);
         return None;
     }
-    match text.parse::<IpNet>() {
-        Ok(network) => Some(network.trunc()),
-        Err(_) => {
-            mistakes.report(path, Mistake::InvalidCidr(text.to_owned()));
-            None
-        }
+    let network = address::cidr(text);
+    if network.is_none() {
+        mistakes.report(path, Mistake::InvalidCidr(text.to_owned()));
     }
+    network
 }
 
 fn policy_port(

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policy_core::model::{NamedPort, ObjectName, Pod};
 
+use super::address::address;
 use super::{FieldPath, Invalid, Mistake, Mistakes, labels, object_name, port_number, protocol};
 
 /// What a Pod object says, beyond what the compiler wants to know.
@@ -43,16 +44,29 @@ impl PodObject {
 ///
 /// Every mistake in what is used of it.
 pub fn pod(object: &core::Pod) -> Result<PodObject, Vec<Invalid>> {
+    match pod_in_part(object) {
+        (Some(pod), mistakes) if mistakes.is_empty() => Ok(pod),
+        (_, mistakes) => Err(mistakes),
+    }
+}
+
+/// A Pod without the addresses and named ports that are wrong in it, and what is wrong. Without them the pod
+/// still is a subject, and the fewer of them are known, the less rules allow. `None` when it has no name.
+#[must_use]
+pub fn pod_in_part(object: &core::Pod) -> (Option<PodObject>, Vec<Invalid>) {
     let mut mistakes = Mistakes::default();
-    let name = object_name(&object.metadata, &mut mistakes);
+    let pod = convert(object, &mut mistakes);
+    (pod, mistakes.0)
+}
+
+fn convert(object: &core::Pod, mistakes: &mut Mistakes) -> Option<PodObject> {
+    let name = object_name(&object.metadata, mistakes)?;
     let spec = object.spec.as_ref();
     if spec.is_some_and(|spec| spec.host_network == Some(true)) {
-        return mistakes.finish(name.map(PodObject::HostNetwork));
+        return Some(PodObject::HostNetwork(name));
     }
-    let addresses = addresses(object.status.as_ref(), &mut mistakes);
-    let ports = spec
-        .map(|spec| ports(spec, &mut mistakes))
-        .unwrap_or_default();
+    let addresses = addresses(object.status.as_ref(), mistakes);
+    let ports = spec.map(|spec| ports(spec, mistakes)).unwrap_or_default();
     let phase = object
         .status
         .as_ref()
@@ -62,7 +76,7 @@ pub fn pod(object: &core::Pod) -> Result<PodObject, Vec<Invalid>> {
         .creation_timestamp
         .as_ref()
         .map(|time| time.0.as_second());
-    let pod = name.map(|name| PodObject::Pod {
+    Some(PodObject::Pod {
         pod: Pod {
             name,
             labels: labels(object.metadata.labels.as_ref()).into(),
@@ -77,8 +91,7 @@ pub fn pod(object: &core::Pod) -> Result<PodObject, Vec<Invalid>> {
             .filter(|node| !node.is_empty())
             .map(Arc::from),
         dated: created.is_some(),
-    });
-    mistakes.finish(pod)
+    })
 }
 
 /// The annotation that a static pod's object in the API bears.
@@ -125,13 +138,13 @@ fn addresses(status: Option<&core::PodStatus>, mistakes: &mut Mistakes) -> Vec<I
         if text.is_empty() {
             continue;
         }
-        match text.parse::<IpAddr>() {
-            Ok(address) if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) => {
+        match address(text) {
+            Some(address) if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) => {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
                 mistakes.report(path, Mistake::SecondAddress(family));
             }
-            Ok(address) => addresses.push(address),
-            Err(_) => mistakes.report(path, Mistake::InvalidAddress(text.to_owned())),
+            Some(address) => addresses.push(address),
+            None => mistakes.report(path, Mistake::InvalidAddress(text.to_owned())),
         }
     }
     addresses

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as core;
 use policy_core::model::ObjectName;
 
+use super::address::address;
 use super::{FieldPath, Invalid, Mistake, Mistakes, object_name};
 
 /// What counts of a Service.
@@ -28,11 +29,11 @@ pub fn service(object: &core::Service) -> Result<Service, Vec<Invalid>> {
     let name = object_name(&object.metadata, &mut mistakes);
     let mut addresses = BTreeSet::new();
     for (path, text) in given(object) {
-        match text.parse() {
-            Ok(address) => {
+        match address(text) {
+            Some(address) => {
                 addresses.insert(address);
             }
-            Err(_) => mistakes.report(path, Mistake::InvalidAddress(text.to_owned())),
+            None => mistakes.report(path, Mistake::InvalidAddress(text.to_owned())),
         }
     }
     mistakes.finish(name.map(|name| Service { name, addresses }))

@@ -1,12 +1,14 @@
-//! A client for the API: connections that notice when the other side is gone, and tokens that are
-//! read again when they are renewed.
+//! A client for the API: connections that notice when the other side is gone, and tokens and client
+//! certificates that are read again when they are renewed.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Uri};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -16,6 +18,7 @@ use kube::config::AuthInfo;
 use tower::filter::{FilterLayer, Predicate};
 use tower::{BoxError, Service, ServiceBuilder};
 
+use super::identity::IdentityFiles;
 use crate::config::{ApiConfig, ConfigError};
 
 /// How long connecting may take.
@@ -30,6 +33,10 @@ const KEEPALIVE_RETRIES: u32 = 3;
 
 /// How long what was sent may stay unacknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// How long a connection is kept for the next request. Short, since requests are few, and one that was
+/// opened with a certificate that has expired must not be kept alive by tries with it.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// How old a token read from a file may be.
 const TOKEN_AGE: Duration = Duration::from_secs(10);
@@ -55,13 +62,35 @@ pub fn client(config: &ApiConfig) -> Result<Client, ConfigError> {
     tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     if kube.cluster_url.scheme_str() == Some("https") {
-        let tls = kube
-            .rustls_https_connector_with_connector(tcp)
-            .map_err(unusable)?;
+        let tls = tls(config, &kube, tcp)?;
         stack(&kube, token_file, tls).map_err(unusable)
     } else {
         stack(&kube, token_file, tcp).map_err(unusable)
     }
+}
+
+/// TLS over `tcp`, as kube does it but for a client certificate that is in files.
+fn tls(
+    config: &ApiConfig,
+    kube: &kube::Config,
+    tcp: HttpConnector,
+) -> Result<HttpsConnector<HttpConnector>, ConfigError> {
+    let mut tls = kube
+        .rustls_client_config()
+        .map_err(|error| config.unusable_client(&error))?;
+    let identity = IdentityFiles::of(&kube.auth_info).map_err(|why| config.unusable(why))?;
+    if let Some(identity) = identity {
+        tls.client_auth_cert_resolver = Arc::new(identity);
+    }
+    let mut builder = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_only();
+    if let Some(name) = &kube.tls_server_name {
+        let name = name.clone().try_into();
+        let name = name.map_err(|_| config.unusable("tls-server-name is no name".to_owned()))?;
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    Ok(builder.enable_http1().wrap_connector(tcp))
 }
 
 /// Everything that a request goes through on its way to `connector`'s connections.
@@ -73,8 +102,9 @@ fn stack<C>(
 where
     C: Connect + Service<Uri> + Clone + Send + Sync + 'static,
 {
-    let connections: legacy::Client<C, Body> =
-        legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let connections: legacy::Client<C, Body> = legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE)
+        .build(connector);
     let service = ServiceBuilder::new()
         .layer(kube.base_uri_layer())
         .option_layer(kube.auth_layer()?)
@@ -85,17 +115,21 @@ where
     Ok(Client::new(service, kube.default_namespace.clone()))
 }
 
-/// The token file, where it is what counts; the order is that of kube (and of kubectl).
+/// The token file, where it is what counts. As with kubectl it goes before a token that stands beside it
+/// (<https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/>).
 fn take_token_file(auth: &mut AuthInfo) -> Option<PathBuf> {
-    let goes_before = auth.auth_provider.is_some()
-        || auth.token.is_some()
-        || (auth.username.is_some() && auth.password.is_some());
+    let goes_before =
+        auth.auth_provider.is_some() || (auth.username.is_some() && auth.password.is_some());
     if goes_before {
         return None;
     }
-    let file = auth.token_file.take()?;
+    let file = PathBuf::from(auth.token_file.take()?);
+    if auth.token.is_some() && read_token(&file).is_err() {
+        return None;
+    }
+    auth.token = None;
     auth.exec = None;
-    Some(file.into())
+    Some(file)
 }
 
 /// Gives each request the token that is in a file, and reads the file again as it gets old: kubelet

@@ -9,8 +9,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::super::failure::{Failure, Kind, Verb};
 use super::super::list::Selection;
@@ -23,6 +24,8 @@ use crate::config::ApiSettings;
 struct Authority {
     pem: String,
     server: ServerConfig,
+    /// The server's certificate, which does for a client as well, and its key, as PEM.
+    identity: (String, String),
 }
 
 impl Authority {
@@ -37,9 +40,11 @@ impl Authority {
         let server = CertificateParams::new(names)
             .and_then(|params| params.signed_by(&key, &issuer))
             .expect("certificate");
+        let identity = (server.pem(), key.serialize_pem());
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Self {
             pem: certificate.pem(),
+            identity,
             server: ServerConfig::builder()
                 .with_no_client_auth()
                 .with_single_cert(vec![server.der().clone()], key)
@@ -65,7 +70,7 @@ async fn answer(mut connection: impl AsyncRead + AsyncWrite + Unpin) {
     let (line, body) = if request.contains("authorization: bearer right\r\n") {
         (
             "200 OK",
-            r#"{"metadata": {"resourceVersion": "1"}, "items": []}"#,
+            r#"{"kind": "NamespaceList", "metadata": {"resourceVersion": "1"}, "items": []}"#,
         )
     } else {
         (
@@ -84,6 +89,10 @@ async fn answer(mut connection: impl AsyncRead + AsyncWrite + Unpin) {
 /// A server on loopback, with TLS or without.
 async fn serve(tls: Option<ServerConfig>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    serve_on(listener, tls)
+}
+
+fn serve_on(listener: TcpListener, tls: Option<ServerConfig>) -> SocketAddr {
     let address = listener.local_addr().expect("address");
     tokio::spawn(async move {
         while let Ok((connection, _)) = listener.accept().await {
@@ -110,8 +119,12 @@ fn write(directory: &TempDir, name: &str, text: &str) -> OsString {
 /// What a list of namespaces comes to with these settings.
 async fn list(settings: &ApiSettings) -> Result<usize, Failure> {
     let config = settings.validate().expect("valid");
+    list_with(&client(&config).expect("client")).await
+}
+
+async fn list_with(client: &Client) -> Result<usize, Failure> {
     let collection = Collection {
-        client: client(&config).expect("client"),
+        client: client.clone(),
         resource: Resource::Namespaces,
         selection: Selection::default(),
     };
@@ -142,6 +155,47 @@ async fn with_the_right_authority_and_token_the_api_is_read() {
 }
 
 #[tokio::test]
+async fn an_address_may_be_of_ipv6() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        println!("skipped: this machine has no IPv6");
+        return;
+    };
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(&["::1"]);
+    let address = serve_on(listener, Some(authority.server));
+    let settings = ApiSettings {
+        k8s_api_endpoint: Some(format!("https://{address}")),
+        k8s_ca_file: Some(write(&directory, "ca", &authority.pem)),
+        k8s_token: Some(SecretString::from("right")),
+        ..ApiSettings::default()
+    };
+    assert_eq!(list(&settings).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_may_say_which_name_the_certificate_has() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(&["kubernetes.default.svc"]);
+    write(&directory, "ca", &authority.pem);
+    let address = serve(Some(authority.server)).await;
+    let settings = |name: &str| {
+        let kubeconfig = format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             clusters: [{{name: k, cluster: {{server: 'https://{address}', certificate-authority: ca, \
+             tls-server-name: {name}}}}}]\n\
+             users: [{{name: u, user: {{token: right}}}}]\n"
+        );
+        ApiSettings {
+            kubeconfig: Some(write(&directory, "config", &kubeconfig)),
+            ..ApiSettings::default()
+        }
+    };
+    assert_eq!(list(&settings("kubernetes.default.svc")).await, Ok(0));
+    let failure = list(&settings("other")).await.expect_err("another name");
+    assert_eq!(failure.kind, Kind::Tls);
+}
+
+#[tokio::test]
 async fn a_token_file_may_end_with_a_line_feed() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let address = serve(None).await;
@@ -156,6 +210,72 @@ async fn a_token_file_may_end_with_a_line_feed() {
         ..ApiSettings::default()
     };
     assert_eq!(list(&settings).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_token_file_goes_before_a_token_while_it_can_be_read() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let address = serve(None).await;
+    let settings = |token: &str| {
+        let kubeconfig = format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             clusters: [{{name: k, cluster: {{server: 'http://{address}'}}}}]\n\
+             users: [{{name: u, user: {{tokenFile: token, token: {token}}}}}]\n"
+        );
+        ApiSettings {
+            kubeconfig: Some(write(&directory, "config", &kubeconfig)),
+            ..ApiSettings::default()
+        }
+    };
+    assert_eq!(list(&settings("right")).await, Ok(0), "no such file");
+    write(&directory, "token", "right");
+    assert_eq!(list(&settings("wrong")).await, Ok(0));
+    write(&directory, "token", "wrong");
+    let failure = list(&settings("right")).await.expect_err("401");
+    assert_eq!(failure.kind, Kind::Unauthorized);
+}
+
+#[tokio::test]
+async fn a_renewed_client_certificate_is_picked_up_and_a_lost_one_kept() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let former = Authority::new(&["former"]);
+    let authority = Authority::new(&["127.0.0.1"]);
+    let mut clients = RootCertStore::empty();
+    let (_, pem) = rustls::pki_types::pem::from_buf(&mut authority.pem.as_bytes())
+        .expect("PEM")
+        .expect("a certificate");
+    clients.add(CertificateDer::from(pem)).expect("authority");
+    let mut server = authority.server;
+    let verifier = WebPkiClientVerifier::builder(clients.into()).build();
+    server = ServerConfig::builder()
+        .with_client_cert_verifier(verifier.expect("verifier"))
+        .with_cert_resolver(server.cert_resolver.clone());
+    let address = serve(Some(server)).await;
+    let identity = |identity: &(String, String)| {
+        (
+            write(&directory, "client.pem", &identity.0),
+            write(&directory, "client.key", &identity.1),
+        )
+    };
+    let (certificate, key) = identity(&former.identity);
+    let settings = ApiSettings {
+        k8s_api_endpoint: Some(format!("https://{address}")),
+        k8s_ca_file: Some(write(&directory, "ca", &authority.pem)),
+        k8s_token: Some(SecretString::from("right")),
+        k8s_cert_file: Some(certificate),
+        k8s_key_file: Some(key),
+        ..ApiSettings::default()
+    };
+    let client = client(&settings.validate().expect("valid")).expect("client");
+    let failure = list_with(&client).await.expect_err("of another authority");
+    assert_ne!(failure.kind, Kind::Answer, "{failure:?}");
+    identity(&authority.identity);
+    assert_eq!(list_with(&client).await, Ok(0));
+    // The certificate is renewed and its key not yet, or both are gone for a moment.
+    write(&directory, "client.pem", &former.identity.0);
+    assert_eq!(list_with(&client).await, Ok(0));
+    drop(directory);
+    assert_eq!(list_with(&client).await, Ok(0));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use policy_core::model::{NetworkPolicy as NetworkPolicyModel, ObjectName};
+use policy_core::model::ObjectName;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
@@ -11,6 +11,10 @@ use super::resource::Resource;
 use super::trimmed::{self, Head};
 use crate::datastore::Object;
 use crate::datastore::convert::{self, Invalid, PodObject, Segment, strict};
+
+/// What is said of a policy that is invalid. What it was before is not kept in force: it may select other
+/// pods now, and what it allowed may be what was taken away.
+const CLOSED: &str = "until it is valid, it isolates the pods that it selects and allows nothing";
 
 /// An object of the API.
 #[derive(Debug)]
@@ -34,9 +38,9 @@ pub(super) enum Content {
     Invalid {
         /// What is wrong, field by field.
         mistakes: Vec<String>,
-        /// What is enforced where there never was a valid state: a policy of unknown meaning must not
-        /// leave its pods open.
-        instead: Option<NetworkPolicyModel>,
+        /// What is taken over all the same, which allows less than the object may mean: of a policy, whom
+        /// it isolates; of a pod, what is right in it.
+        instead: Option<Object>,
     },
 }
 
@@ -51,35 +55,45 @@ pub(super) fn decode(resource: Resource, json: &RawValue) -> serde_json::Result<
         // As in the conversion.
         "default".clone_into(&mut metadata.namespace);
     }
-    let converted = match resource {
-        Resource::Nodes => None,
-        Resource::Pods => Some(pod(json)),
-        Resource::Namespaces => Some(namespace(json)),
-        Resource::Services => Some(service(json)),
-        Resource::NetworkPolicies => Some(network_policy(json)),
-    };
     let name = ObjectName::new(&metadata.namespace, &metadata.name);
+    let content = match resource {
+        Resource::Nodes => Content::Node,
+        Resource::Pods => pod(json),
+        Resource::Namespaces => namespace(json).into(),
+        Resource::Services => service(json).into(),
+        Resource::NetworkPolicies => match network_policy(json) {
+            Err(mut mistakes) => {
+                let whole = serde_json::from_str(json.get())?;
+                let closed = convert::closed_network_policy(name.clone(), &whole);
+                mistakes.push(CLOSED.to_owned());
+                Content::Invalid {
+                    mistakes,
+                    instead: Some(Object::Policy(closed)),
+                }
+            }
+            valid => valid.into(),
+        },
+    };
     Ok(Item {
         version: metadata.resource_version,
-        content: match converted {
-            None => Content::Node,
-            Some(Ok(object)) => Content::Object {
+        content,
+        name,
+    })
+}
+
+impl From<Result<Object, Vec<String>>> for Content {
+    fn from(converted: Result<Object, Vec<String>>) -> Self {
+        match converted {
+            Ok(object) => Self::Object {
                 fingerprint: fingerprint(&object),
                 object,
             },
-            Some(Err(mistakes)) => Content::Invalid {
+            Err(mistakes) => Self::Invalid {
                 mistakes,
-                instead: match resource {
-                    Resource::NetworkPolicies => Some(convert::closed_network_policy(
-                        name.clone(),
-                        &serde_json::from_str(json.get())?,
-                    )),
-                    _ => None,
-                },
+                instead: None,
             },
-        },
-        name,
-    })
+        }
+    }
 }
 
 /// The resourceVersion of an object that may have nothing else.
@@ -88,14 +102,24 @@ pub(super) fn version(json: &RawValue) -> serde_json::Result<String> {
     Ok(metadata.resource_version)
 }
 
-fn pod(json: &RawValue) -> Result<Object, Vec<String>> {
-    let pod: trimmed::Pod = typed(json)?;
-    let mut pod = convert::pod(&pod.into()).map_err(words)?;
-    if let PodObject::Pod { node, .. } = &mut pod {
+fn pod(json: &RawValue) -> Content {
+    let pod: trimmed::Pod = match typed(json) {
+        Ok(pod) => pod,
+        Err(mistakes) => return Err(mistakes).into(),
+    };
+    let (mut pod, mistakes) = convert::pod_in_part(&pod.into());
+    if let Some(PodObject::Pod { node, .. }) = &mut pod {
         // Not bound yet: no node's, rather than any node's as in a file without nodeName.
         node.get_or_insert_with(|| "".into());
     }
-    Ok(Object::Pod(pod))
+    let pod = pod.map(Object::Pod);
+    match pod {
+        Some(pod) if mistakes.is_empty() => Ok(pod).into(),
+        instead => Content::Invalid {
+            mistakes: words(mistakes),
+            instead,
+        },
+    }
 }
 
 fn namespace(json: &RawValue) -> Result<Object, Vec<String>> {

@@ -41,10 +41,36 @@ pub(super) enum Kind {
     Answer,
 }
 
+impl Kind {
+    /// All of them; the position is also that in arrays by kind.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Connection,
+        Self::Tls,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::Unavailable,
+        Self::Answer,
+    ];
+
+    /// Its name as a metric's label.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Tls => "tls",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Unavailable => "unavailable",
+            Self::Answer => "answer",
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub kind: Kind,
+    /// What was tried.
+    pub verb: Verb,
     /// Why, and what to do.
     pub reason: String,
 }
@@ -60,7 +86,7 @@ impl Failure {
         let (kind, reason) = match error.status() {
             Some(status) => of_status(status, resource, verb),
             None => match error {
-                RequestError::Timeout(_) => (
+                RequestError::Timeout(_) | RequestError::Quiet(_) => (
                     Kind::Connection,
                     format!("{error}; is the API server overloaded, or a firewall in between?"),
                 ),
@@ -79,7 +105,7 @@ impl Failure {
                 RequestError::Event(status) => of_status(status, resource, verb),
             },
         };
-        Self { kind, reason }
+        Self { kind, verb, reason }
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::task::Poll;
 
 use futures_util::stream;
 use http::{Request, Response, StatusCode};
@@ -27,6 +29,7 @@ pub(super) struct FakeApi {
 
 /// A request that waits for its answer.
 pub(super) struct Asked {
+    pub(super) resource: Resource,
     query: String,
     answer: oneshot::Sender<Answer>,
 }
@@ -41,14 +44,18 @@ impl FakeApi {
         let mut doors = HashMap::new();
         for resource in Resource::ALL {
             let (door, waiting) = mpsc::unbounded_channel();
-            doors.insert(resource.path(), door);
+            doors.insert(resource.path(), (resource, door));
             requests.insert(resource.path(), waiting);
         }
         let service = tower::service_fn(move |request: Request<Body>| {
             let (answer, answered) = oneshot::channel();
             let query = request.uri().query().unwrap_or_default().to_owned();
-            let door = &doors[request.uri().path()];
-            let asked = door.send(Asked { query, answer });
+            let (resource, door) = &doors[request.uri().path()];
+            let asked = door.send(Asked {
+                resource: *resource,
+                query,
+                answer,
+            });
             async move {
                 match (asked, answered.await) {
                     (Ok(()), Ok(answer)) => Ok::<_, std::io::Error>(answer),
@@ -62,11 +69,22 @@ impl FakeApi {
 
     /// The next request for this resource.
     pub(super) async fn next(&mut self, resource: Resource) -> Asked {
-        let requests = self
-            .requests
-            .get_mut(resource.path())
-            .expect("not given away");
-        requests.recv().await.expect("a follower")
+        self.next_of(&[resource]).await
+    }
+
+    /// The next request for one of these resources.
+    pub(super) async fn next_of(&mut self, resources: &[Resource]) -> Asked {
+        poll_fn(|context| {
+            for resource in resources {
+                let requests = self.requests.get_mut(resource.path());
+                let requests = requests.expect("not given away");
+                if let Poll::Ready(asked) = requests.poll_recv(context) {
+                    return Poll::Ready(asked.expect("a follower"));
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Answers the first list of this resource with `items` at version 10, and the watch from there.
@@ -77,7 +95,8 @@ impl FakeApi {
         watch.watching()
     }
 
-    /// From now on every list of this resource is complete with `items`, and every watch silent.
+    /// From now on every list of this resource is complete with `items`, at a version after all others, and
+    /// every watch silent.
     pub(super) fn leave_alone(&mut self, resource: Resource, items: Vec<Value>) {
         let mut requests = self
             .requests
@@ -89,7 +108,7 @@ impl FakeApi {
                 if asked.is_watch() {
                     watches.push(asked.watching());
                 } else {
-                    asked.list("10", &items);
+                    asked.list("1000000", &items);
                 }
             }
         });
@@ -117,16 +136,28 @@ impl Asked {
     pub(super) fn page(self, version: &str, items: &[Value], next: &str) {
         assert!(!self.is_watch(), "a watch is asked for: {}", self.query);
         let metadata = json!({"resourceVersion": version, "continue": next});
-        let list =
-            json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items});
-        self.answer(StatusCode::OK, once(list.to_string()));
+        let kind = format!("{}List", self.resource.kind());
+        let list = json!({"kind": kind, "metadata": metadata, "items": items});
+        self.ok(&list);
+    }
+
+    /// Something with the code of success.
+    pub(super) fn ok(self, body: &Value) {
+        self.answer(StatusCode::OK, once(body.to_string()));
     }
 
     /// Something other than what was asked for.
     pub(super) fn status(self, code: u16, reason: &str, message: &str) {
-        let status = status(code, reason, message);
-        let code = StatusCode::from_u16(code).expect("status code");
-        self.answer(code, once(status.to_string()));
+        self.refuse(&status(code, reason, message));
+    }
+
+    /// This `Status`.
+    pub(super) fn refuse(self, status: &Value) {
+        let code = status["code"]
+            .as_u64()
+            .and_then(|code| code.try_into().ok());
+        let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+        self.answer(code.expect("status code"), once(status.to_string()));
     }
 
     /// A watch under way.

@@ -11,6 +11,12 @@
 //!
 //! Messages go out in the order of what happened to each object. A list is consistent: it holds all
 //! that was there when it was asked for, which is what makes it an answer to a sync.
+//!
+//! A watch that is silent may be one of which nothing arrives any more, with something in between that
+//! keeps the connection: it is opened anew after a while, which loses nothing. And it may be one from a
+//! version that the API will not reach for days, having gone back with a restored backup
+//! (<https://github.com/kubernetes/kubernetes/issues/107457>): after failures, and when nothing was heard for
+//! longer, the API's own version is asked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +38,9 @@ const WATCH: std::ops::Range<u64> = 240..360;
 
 /// A watch that told nothing and ended sooner than this counts as failed.
 const SHORT: Duration = Duration::from_secs(1);
+
+/// When nothing was heard for this long, watches may ask for a version that the API has not reached.
+pub(super) const UNHEARD: Duration = Duration::from_mins(4);
 
 /// How long a watch of many objects may take to reach a sync by itself before they are listed.
 const CATCH_UP: Duration = Duration::from_secs(2);
@@ -80,6 +89,8 @@ struct Closed;
 /// See the module.
 pub(super) struct Follower {
     pub collection: Collection,
+    /// This node's object alone, of which a list costs the API next to nothing.
+    pub this_node: Collection,
     /// Where messages go.
     pub out: mpsc::Sender<Notice>,
     /// Number of the last sync that was asked for.
@@ -98,6 +109,8 @@ pub(super) struct Follower {
     refused: u32,
     /// Watches in a row that ended at once.
     short: u32,
+    /// When the API last told a version.
+    heard: Instant,
 }
 
 /// A sync that the watch may reach by itself.
@@ -130,12 +143,14 @@ enum End {
 impl Follower {
     pub(super) fn new(
         collection: Collection,
+        this_node: Collection,
         out: mpsc::Sender<Notice>,
         sync: watch::Receiver<u64>,
         recovered: Arc<Notify>,
     ) -> Self {
         Self {
             collection,
+            this_node,
             out,
             sync,
             recovered,
@@ -145,6 +160,7 @@ impl Follower {
             failures: 0,
             refused: 0,
             short: 0,
+            heard: Instant::now(),
         }
     }
 
@@ -166,7 +182,7 @@ impl Follower {
                     End::List => break,
                     End::Failed(error) if error.ends_resuming() => {
                         tracing::debug!(resource = self.resource().name(), %error, "listing again");
-                        // Not without a pause, should a new version be refused as well.
+                        // Not without a longer and longer pause, should new versions be refused as well.
                         self.refused += 1;
                         if self.refused > 1 {
                             self.failed(&error, Verb::Watch).await?;
@@ -211,6 +227,7 @@ impl Follower {
             next = page.next;
             if next.is_none() {
                 self.version = page.version;
+                self.heard = Instant::now();
                 self.listed = listed;
                 break;
             }
@@ -231,13 +248,20 @@ impl Follower {
             Ok(watch) => watch,
             Err(error) => return Ok(End::Failed(error)),
         };
-        let opened = Instant::now();
-        let mut silent = true;
+        // After failures it first has to prove itself: watches may begin well and end at once.
+        let told = self.failures == 0 && self.refused < 2 && self.short == 0;
+        if told {
+            self.send(Message::Watching { again }).await?;
+        }
+        let proof = sleep(SHORT);
+        tokio::pin!(proof);
+        let doubtful = self.failures > 0 || self.heard.elapsed() >= UNHEARD;
+        let mut proven = false;
         let mut catch_up = None;
-        self.send(Message::Watching { again }).await?;
         loop {
             let event = tokio::select! {
-                event = watch.next() => event,
+                event = watch.next() => Some(event),
+                () = &mut proof, if !proven => None,
                 sync = asked(&mut self.sync, self.attended) => {
                     match self.attend(sync?).await? {
                         Attended::Reached => {}
@@ -248,34 +272,79 @@ impl Follower {
                 }
                 () = until(catch_up.as_ref()) => return Ok(End::List),
             };
+            if !proven && matches!(event, None | Some(Ok(Some(_)))) {
+                proven = true;
+                (self.refused, self.short) = (0, 0);
+                self.succeeded();
+                if doubtful && !self.is_of_this_history().await {
+                    return Ok(End::List);
+                }
+                if !told {
+                    self.send(Message::Watching { again }).await?;
+                }
+            }
+            let Some(event) = event else { continue };
+            let Some(event) = self.event_of(event, proven) else {
+                return Ok(End::Ended);
+            };
             match event {
-                Ok(Some(event)) => {
-                    silent = false;
-                    self.refused = 0;
-                    self.succeeded();
-                    self.tell(event).await?;
-                    if catch_up
-                        .as_ref()
-                        .is_some_and(|waiting| self.has_reached(waiting.version))
-                        && let Some(CatchUp { sync, .. }) = catch_up.take()
-                    {
-                        self.send(Message::CaughtUp(sync)).await?;
-                    }
-                }
-                Ok(None) | Err(RequestError::Broken(_)) => {
-                    // That is how most servers end a watch. If more is wrong, the next one fails.
-                    self.short = match silent && opened.elapsed() < SHORT {
-                        true => self.short + 1,
-                        false => 0,
-                    };
-                    if self.short > 1 {
-                        return Ok(End::Failed(RequestError::Ended));
-                    }
-                    return Ok(End::Ended);
-                }
+                Ok(event) => self.tell(event).await?,
                 Err(error) => return Ok(End::Failed(error)),
             }
+            if let Some(CatchUp { sync, .. }) =
+                catch_up.take_if(|waiting| self.has_reached(waiting.version))
+            {
+                self.send(Message::CaughtUp(sync)).await?;
+            }
         }
+    }
+
+    /// What came in a watch, `None` where that is its end. That is how most servers end a watch; if more is
+    /// wrong, the next one fails.
+    fn event_of(
+        &mut self,
+        came: Result<Option<Event>, RequestError>,
+        proven: bool,
+    ) -> Option<Result<Event, RequestError>> {
+        match came {
+            Ok(Some(event)) => {
+                self.heard = Instant::now();
+                Some(Ok(event))
+            }
+            Ok(None) | Err(RequestError::Broken(_)) => {
+                self.short += u32::from(!proven);
+                (self.short > 1).then_some(Err(RequestError::Ended))
+            }
+            Err(RequestError::Quiet(quiet)) => {
+                tracing::debug!(resource = self.resource().name(), ?quiet, "watching anew");
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Whether the API has reached the last version that was seen. It counts versions for all resources
+    /// together, unless some are kept apart, so the resource itself has the last word.
+    async fn is_of_this_history(&mut self) -> bool {
+        self.heard = Instant::now();
+        if self.is_reached_by(&self.this_node).await == Some(true)
+            || self.is_reached_by(&self.collection).await != Some(false)
+        {
+            return true;
+        }
+        tracing::warn!(
+            resource = self.resource().name(),
+            version = self.version,
+            "the Kubernetes API went back in its history, as after a restored backup; listing everything"
+        );
+        false
+    }
+
+    /// Whether the version of `collection` is that of the last watch or later; `None` where it cannot be told.
+    async fn is_reached_by(&self, collection: &Collection) -> Option<bool> {
+        let page = collection.list(1, None, &mut Vec::new()).await.ok()?;
+        let (now, seen) = (page.version.parse::<u64>(), self.version.parse::<u64>());
+        Some(seen.ok()? <= now.ok()?)
     }
 
     async fn tell(&mut self, event: Event) -> Result<(), Closed> {
@@ -347,8 +416,15 @@ impl Follower {
         tracing::debug!(resource = self.resource().name(), failures = self.failures, %error, "failing");
         self.send(Message::Failing(failure)).await?;
         let asked_for = *self.sync.borrow();
+        let wait = wait(self.failures.max(self.refused.saturating_sub(1)));
+        // What the API itself asks for is not cut short.
+        let at_least = error.retry_after().unwrap_or_default().min(LONGEST_WAIT);
         tokio::select! {
-            () = sleep(wait(self.failures)) => {}
+            () = sleep(at_least) => {}
+            () = self.out.closed() => return Err(Closed),
+        }
+        tokio::select! {
+            () = sleep(wait) => {}
             () = recovered => {}
             sync = asked(&mut self.sync, asked_for) => {
                 sync?;

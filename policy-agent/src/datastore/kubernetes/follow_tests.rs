@@ -1,5 +1,3 @@
-use std::io::Write;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,13 +10,13 @@ use crate::datastore::{
     ApiReport, NodePresence, Object, ObjectChange, Report, SyncToken, Update, WatchState,
 };
 
-const PODS: Resource = Resource::Pods;
-const POLICIES: Resource = Resource::NetworkPolicies;
+pub(super) const PODS: Resource = Resource::Pods;
+pub(super) const POLICIES: Resource = Resource::NetworkPolicies;
 const NAMESPACES: Resource = Resource::Namespaces;
 const SERVICES: Resource = Resource::Services;
-const NODES: Resource = Resource::Nodes;
+pub(super) const NODES: Resource = Resource::Nodes;
 
-fn pod(name: &str, version: u32, address: &str) -> Value {
+pub(super) fn pod(name: &str, version: u32, address: &str) -> Value {
     json!({
         "metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": version.to_string(),
                      "managedFields": [{"manager": "kubelet"}]},
@@ -46,12 +44,12 @@ fn service(name: &str, version: u32, spec: &Value) -> Value {
     })
 }
 
-fn node() -> Value {
+pub(super) fn node() -> Value {
     json!({"metadata": {"name": "n1", "resourceVersion": "3"}, "status": {"conditions": []}})
 }
 
 /// A running datastore and its API, with the resources that a test does not name left alone.
-fn start(followed: &[Resource]) -> (FakeApi, Datastore) {
+pub(super) fn start(followed: &[Resource]) -> (FakeApi, Datastore) {
     let (mut api, client) = FakeApi::new();
     for resource in Resource::ALL {
         if !followed.contains(&resource) {
@@ -72,7 +70,7 @@ fn start(followed: &[Resource]) -> (FakeApi, Datastore) {
 }
 
 /// A datastore that has loaded these pods, and the watch of pods.
-async fn loaded(pods: &[Value]) -> (FakeApi, Datastore, Watching) {
+pub(super) async fn loaded(pods: &[Value]) -> (FakeApi, Datastore, Watching) {
     let (mut api, mut datastore) = start(&[PODS]);
     let watch = api.load(PODS, pods).await;
     loop {
@@ -82,12 +80,12 @@ async fn loaded(pods: &[Value]) -> (FakeApi, Datastore, Watching) {
     }
 }
 
-async fn next(datastore: &mut Datastore) -> Update {
+pub(super) async fn next(datastore: &mut Datastore) -> Update {
     datastore.updates.recv().await.expect("the datastore runs")
 }
 
 /// What the next update changes, in words.
-async fn changes(datastore: &mut Datastore) -> Vec<String> {
+pub(super) async fn changes(datastore: &mut Datastore) -> Vec<String> {
     match next(datastore).await {
         Update::Changes { changes, .. } => words(changes),
         other => panic!("{other:?}"),
@@ -95,7 +93,7 @@ async fn changes(datastore: &mut Datastore) -> Vec<String> {
 }
 
 /// `count` changes, however many updates they came in.
-async fn gathered(datastore: &mut Datastore, count: usize) -> Vec<String> {
+pub(super) async fn gathered(datastore: &mut Datastore, count: usize) -> Vec<String> {
     let mut all = Vec::new();
     while all.len() < count {
         all.extend(changes(datastore).await);
@@ -111,6 +109,10 @@ fn words(changes: Vec<ObjectChange>) -> Vec<String> {
                 Object::Pod(convert::PodObject::Pod { pod, .. }) => {
                     format!("+{} {:?}", object.key(), pod.addresses)
                 }
+                Object::Policy(policy) => {
+                    let rules = policy.ingress.as_deref().unwrap_or_default();
+                    format!("+{} {rules:?}", object.key())
+                }
                 Object::Service(service) => {
                     format!("+{} {:?}", object.key(), service.addresses)
                 }
@@ -124,7 +126,7 @@ fn words(changes: Vec<ObjectChange>) -> Vec<String> {
 }
 
 /// The report once it is as `condition` wants it.
-async fn report(
+pub(super) async fn report(
     datastore: &mut Datastore,
     condition: impl Fn(&Report, &ApiReport) -> bool,
 ) -> Arc<Report> {
@@ -137,7 +139,7 @@ async fn report(
     report.await.expect("the datastore runs").clone()
 }
 
-fn state(api: &ApiReport, resource: Resource) -> &WatchState {
+pub(super) fn state(api: &ApiReport, resource: Resource) -> &WatchState {
     &api.resources[resource as usize].state
 }
 
@@ -176,13 +178,59 @@ async fn nothing_is_loaded_before_everything_is_listed() {
     let _policies = api
         .load(POLICIES, &[policy("p", 4, &json!({"podSelector": {}}))])
         .await;
-    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/p"]);
+    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/p []"]);
     assert_silent(&mut datastore).await;
     let _namespaces = api.load(NAMESPACES, &[namespace("ns", 5)]).await;
     assert_eq!(changes(&mut datastore).await, ["+Namespace ns"]);
     assert!(matches!(next(&mut datastore).await, Update::Loaded));
     let now = report(&mut datastore, |report, _| report.loaded).await;
     assert_eq!((now.objects, now.problems.len()), (5, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_another_node_waits_for_its_namespace() {
+    let (mut api, mut datastore) = start(&[PODS, NAMESPACES]);
+    let elsewhere = |name: &str, version, address: &str| {
+        let mut pod = pod(name, version, address);
+        pod["spec"]["nodeName"] = json!("n2");
+        pod
+    };
+    let pods = api.load(PODS, &[elsewhere("first", 1, "10.0.0.1")]).await;
+    assert_eq!(
+        gathered(&mut datastore, 1).await,
+        ["+Pod ns/first [10.0.0.1]"]
+    );
+    let namespaces = api.load(NAMESPACES, &[namespace("ns", 2)]).await;
+    gathered(&mut datastore, 1).await;
+    assert!(matches!(next(&mut datastore).await, Update::Loaded));
+    let of_new = |mut pod: Value| {
+        pod["metadata"]["namespace"] = json!("new");
+        pod
+    };
+    for pod in [
+        elsewhere("a", 11, "10.0.0.2"),
+        elsewhere("a", 12, "10.0.0.3"),
+        elsewhere("b", 13, "10.0.0.4"),
+        pod("local", 14, "10.0.0.5"),
+    ] {
+        pods.event("MODIFIED", &of_new(pod));
+    }
+    pods.event("DELETED", &of_new(elsewhere("b", 15, "10.0.0.4")));
+    let mut first = Vec::new();
+    while !first.contains(&"+Pod new/local [10.0.0.5]".to_owned()) {
+        first.extend(changes(&mut datastore).await);
+    }
+    assert!(
+        first.iter().all(|change| !change.starts_with("+Pod new/a")),
+        "{first:?}"
+    );
+    namespaces.event("ADDED", &namespace("new", 16));
+    let mut second = Vec::new();
+    while second.len() < 2 || !second.contains(&"+Namespace new".to_owned()) {
+        let more = changes(&mut datastore).await;
+        second.extend(more.into_iter().filter(|change| change.starts_with('+')));
+    }
+    assert_eq!(second, ["+Namespace new", "+Pod new/a [10.0.0.3]"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,16 +336,13 @@ async fn what_is_gone_when_the_watch_cannot_resume_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn versions_that_are_always_too_old_are_not_asked_for_without_a_pause() {
-    let (mut api, mut datastore, watch) = loaded(&[]).await;
+async fn a_pod_made_anew_under_its_name_is_another() {
+    let (mut api, mut datastore, watch) = loaded(&[pod("a", 1, "10.0.0.1")]).await;
     watch.event("ERROR", &status(410, "Expired", "too old"));
-    api.next(PODS).await.list("20", &[]);
-    api.next(PODS).await.status(410, "Expired", "too old");
-    report(&mut datastore, |_, api| {
-        matches!(state(api, PODS), WatchState::Failing(_))
-    })
-    .await;
-    api.next(PODS).await.list("21", &[]);
+    let mut anew = pod("a", 15, "10.0.0.1");
+    anew["metadata"]["uid"] = json!("another");
+    api.next(PODS).await.list("20", &[anew]);
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,45 +385,23 @@ async fn a_watch_that_ends_is_resumed_from_the_last_version() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resource_that_is_forbidden_is_named_and_nothing_is_loaded() {
+async fn what_is_right_in_an_invalid_pod_counts() {
     let (mut api, mut datastore) = start(&[PODS]);
-    let message = "pods is forbidden: User \"u\" cannot list resource \"pods\"";
-    for _ in 0..3 {
-        api.next(PODS).await.status(403, "Forbidden", message);
-    }
-    let now = report(&mut datastore, |_, api| {
-        matches!(state(api, PODS), WatchState::Failing(_))
-            && state(api, POLICIES) == &WatchState::Watching
-    })
-    .await;
-    assert!(!now.loaded);
-    let api_report = now.api.as_ref().expect("api");
-    assert_eq!(api_report.outage, None, "only one resource fails");
-    let WatchState::Failing(outage) = state(api_report, PODS) else {
-        panic!("{api_report:?}")
-    };
-    for part in [
-        "not allowed to list pods (403",
-        message,
-        "verb \"list\" on \"pods\"",
-    ] {
-        assert!(outage.reason.contains(part), "{}", outage.reason);
-    }
-    api.load(PODS, &[]).await;
+    let list = [pod("a", 1, "10.0.0.1"), pod("new", 2, "10.0.0")];
+    let watch = api.load(PODS, &list).await;
+    assert_eq!(
+        gathered(&mut datastore, 2).await,
+        ["+Pod ns/a [10.0.0.1]", "+Pod ns/new []"]
+    );
     assert!(matches!(next(&mut datastore).await, Update::Loaded));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_invalid_object_leaves_its_last_good_state() {
-    let (mut api, mut datastore, watch) =
-        loaded(&[pod("a", 1, "10.0.0.1"), pod("new", 2, "10.0.0")]).await;
     let broken = |report: &Report, count| report.problems.len() == count;
     let now = report(&mut datastore, |report, _| broken(report, 1)).await;
     assert_eq!(
         now.problems[0].to_string(),
         "Kubernetes API: Pod ns/new: status.podIPs[0].ip: \"10.0.0\" is not an IP address"
     );
-    assert_eq!(now.objects, 1);
+    assert_eq!(now.objects, 2);
+    // Of one that cannot even be read in part the last state stays.
     let mut malformed = pod("a", 12, "10.0.0.1");
     malformed["spec"]["hostNetwork"] = json!("yes");
     watch.event("MODIFIED", &malformed);
@@ -389,12 +412,18 @@ async fn an_invalid_object_leaves_its_last_good_state() {
             .contains("Pod ns/a: spec.hostNetwork: invalid type"),
         "{now:?}"
     );
-    assert_eq!(now.objects, 1);
+    assert_eq!(now.objects, 2);
     // Gone before it was ever good; good again as it was.
     watch.event("DELETED", &pod("new", 13, "10.0.0"));
+    assert_eq!(changes(&mut datastore).await, ["-Pod ns/new"]);
     watch.event("MODIFIED", &pod("a", 14, "10.0.0.1"));
     report(&mut datastore, |report, _| broken(report, 0)).await;
     assert_silent(&mut datastore).await;
+    // An address that is none takes the one before it along: that may be another's by now.
+    watch.event("MODIFIED", &pod("a", 15, "10.0.0.300"));
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a []"]);
+    watch.event("MODIFIED", &pod("a", 16, "10.0.0.1"));
+    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
     // An invalid one that vanishes takes its last good state along.
     watch.event("MODIFIED", &malformed);
     watch.event("ERROR", &status(410, "Expired", "too old"));
@@ -420,26 +449,33 @@ async fn a_policy_with_a_field_of_the_future_is_not_taken_over() {
             &json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10/8"}}]}]}),
         ),
     );
-    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/q"]);
-    let now = report(&mut datastore, |report, _| report.problems.len() == 3).await;
+    assert_eq!(
+        gathered(&mut datastore, 2).await,
+        ["+NetworkPolicy ns/p []", "+NetworkPolicy ns/q []"],
+        "what the first allowed before may be what was taken away"
+    );
+    let now = report(&mut datastore, |report, _| report.problems.len() == 4).await;
     let words: Vec<_> = now.problems.iter().map(ToString::to_string).collect();
     assert_eq!(
         words,
         [
             "Kubernetes API: NetworkPolicy ns/p: spec.ingress[0].from[0].onlyAtNight: unknown field",
+            "Kubernetes API: NetworkPolicy ns/p: until it is valid, it isolates the pods that it selects and allows \
+             nothing",
             "Kubernetes API: NetworkPolicy ns/q: spec.ingress[0].from[0].ipBlock.cidr: \"10/8\" is not a CIDR such as \
              10.0.0.0/8 or 2001:db8::/32",
             "Kubernetes API: NetworkPolicy ns/q: until it is valid, it isolates the pods that it selects and allows \
              nothing",
         ]
     );
-    assert_eq!(now.objects, 2, "one as it was, one closed");
+    assert_eq!(now.objects, 2);
     // Unknown fields elsewhere mean nothing to us.
-    let mut elsewhere = policy("p", 14, &json!({"podSelector": {}}));
+    let mut elsewhere = policy("p", 14, &good);
     elsewhere["metadata"]["novelty"] = json!(1);
     elsewhere["status"] = json!({"conditions": []});
     watch.event("MODIFIED", &elsewhere);
-    assert_eq!(changes(&mut datastore).await, ["+NetworkPolicy ns/p"]);
+    let rule = changes(&mut datastore).await;
+    assert!(rule[0].starts_with("+NetworkPolicy ns/p [Rule"), "{rule:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -580,78 +616,4 @@ async fn a_node_of_another_name_is_a_problem() {
     assert!(now.problems.is_empty());
     watch.event("DELETED", &node());
     report(&mut datastore, |_, api| api.node == NodePresence::Absent).await;
-}
-
-/// Log lines of this thread.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("lock").write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_api_that_goes_away_is_said_once_and_that_it_is_back_once() {
-    // Tests beside this one have no log: what they meet first would count as not logged for all threads.
-    let everyone = tracing_subscriber::fmt()
-        .with_writer(std::io::sink)
-        .finish();
-    let _one_is_enough = tracing::subscriber::set_global_default(everyone);
-    let lines = Lines::default();
-    let written = lines.clone();
-    let _log = tracing::subscriber::set_default(
-        tracing_subscriber::fmt()
-            .with_writer(move || written.clone())
-            .with_ansi(false)
-            .finish(),
-    );
-    let (mut api, mut datastore) = start(&[PODS, POLICIES]);
-    let pods = api.load(PODS, &[]).await;
-    let policies = api.load(POLICIES, &[]).await;
-    assert!(matches!(next(&mut datastore).await, Update::Loaded));
-    pods.break_off();
-    drop(policies);
-    for _ in 0..5 {
-        // Dropped: the connection is refused.
-        drop(api.next(PODS).await);
-        drop(api.next(POLICIES).await);
-    }
-    let now = report(&mut datastore, |_, api| api.outage.is_some()).await;
-    let reason = &now
-        .api
-        .as_ref()
-        .and_then(|api| api.outage.as_ref())
-        .expect("outage")
-        .reason;
-    assert!(
-        reason.starts_with("connection refused: nothing listens there"),
-        "{reason}"
-    );
-    // Both resume from where they were, and nothing is gone.
-    let resumed = api.next(PODS).await;
-    assert_eq!(resumed.parameter("resourceVersion"), Some("10"));
-    let pods = resumed.watching();
-    let _policies = api.next(POLICIES).await.watching();
-    report(&mut datastore, |_, api| {
-        api.outage.is_none()
-            && [PODS, POLICIES]
-                .iter()
-                .all(|r| *state(api, *r) == WatchState::Watching)
-    })
-    .await;
-    pods.event("ADDED", &pod("a", 20, "10.0.0.1"));
-    assert_eq!(changes(&mut datastore).await, ["+Pod ns/a [10.0.0.1]"]);
-    let text = String::from_utf8(lines.0.lock().expect("lock").clone()).expect("UTF-8");
-    let count = |words: &str| text.lines().filter(|line| line.contains(words)).count();
-    assert_eq!(
-        (count("is away"), count("is back"), text.lines().count()),
-        (1, 1, 2),
-        "{text}"
-    );
 }

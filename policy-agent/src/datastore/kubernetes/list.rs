@@ -41,8 +41,8 @@ impl Selection {
 /// All objects that were asked for, as they were at one moment.
 #[derive(Clone, Debug)]
 pub struct Listed<T> {
-    /// Those that are as they should be.
-    pub valid: Vec<T>,
+    /// Those that are as they should be, and of others what is taken over all the same.
+    pub taken: Vec<T>,
     /// Those that are not.
     pub invalid: Vec<InvalidObject>,
 }
@@ -54,6 +54,8 @@ pub struct InvalidObject {
     pub name: ObjectName,
     /// Its kind.
     pub kind: &'static str,
+    /// Whether nothing of it is taken over.
+    pub left_out: bool,
     /// What is wrong with it, field by field.
     pub mistakes: Vec<String>,
 }
@@ -128,7 +130,7 @@ async fn list<T>(
         selection,
     };
     let mut listed = Listed {
-        valid: Vec::new(),
+        taken: Vec::new(),
         invalid: Vec::new(),
     };
     let mut body = Vec::new();
@@ -140,12 +142,16 @@ async fn list<T>(
             .map_err(|error| ListError(Failure::new(&error, resource, Verb::List)))?;
         for item in page.items {
             match item.content {
-                Content::Object { object, .. } => listed.valid.extend(expected(object)),
-                Content::Invalid { mistakes, .. } => listed.invalid.push(InvalidObject {
-                    name: item.name,
-                    kind: resource.kind(),
-                    mistakes,
-                }),
+                Content::Object { object, .. } => listed.taken.extend(expected(object)),
+                Content::Invalid { mistakes, instead } => {
+                    listed.invalid.push(InvalidObject {
+                        name: item.name,
+                        kind: resource.kind(),
+                        left_out: instead.is_none(),
+                        mistakes,
+                    });
+                    listed.taken.extend(instead.and_then(&expected));
+                }
                 Content::Node => {}
             }
         }

@@ -5,24 +5,28 @@
 //!                       decode, trimmed                            failure, report
 //! ```
 //!
-//! - [`client`](fn@client): connections and credentials.
+//! - [`client`](fn@client): connections and credentials; `identity`: a client certificate in files.
 //! - `request`, `decode`, `trimmed`: pages of lists and events of watches as objects of the model, one at
 //!   a time; no API object is kept.
 //! - `follow`: lists, watches, resumes, waits; `failure` puts into words why something fails.
 //! - `pod_cidrs`: the node's own range of addresses, once, for a CNI configuration.
 //! - `list`: everything of a resource once, for who does not follow it (`policyctl`).
 //! - `objects`: what was there before, so that changes and deletions are known, with strings `shared`;
-//!   `store`: updates, report, log.
+//!   `held`: pods that wait for their Namespace; `store`: updates, report, log.
 //!
 //! Invariants: nothing is sent as loaded before all enforced resources were listed completely. An object
 //! that vanishes from a complete list is gone, one that is missing from an incomplete list is not. While
-//! the API cannot be read nothing changes, so what is enforced stays. An object that is invalid leaves the
-//! last valid state of the same name in force and is reported.
+//! the API cannot be read nothing changes, so what is enforced stays. An object that is invalid is reported,
+//! and what can be taken over of it never allows more than it means: a policy isolates whom it selects and
+//! allows nothing, whatever it allowed before; a pod lacks the addresses and ports that are wrong. Of another
+//! the last valid state of the same name stays in force.
 
 mod client;
 mod decode;
 mod failure;
 mod follow;
+mod held;
+mod identity;
 mod list;
 mod objects;
 mod pod_cidrs;
@@ -63,17 +67,26 @@ pub fn start(client: Client, source: String, node: Arc<str>) -> Datastore {
     let (messages, messages_out) = mpsc::channel(MESSAGES);
     let (asked, asked_out) = watch::channel(0);
     let recovered = Arc::new(Notify::new());
+    let this_node = Collection {
+        client: client.clone(),
+        resource: Resource::Nodes,
+        selection: Selection {
+            name: Some(node.to_string()),
+            ..Selection::default()
+        },
+    };
     for resource in Resource::ALL {
-        let collection = Collection {
-            client: client.clone(),
-            resource,
-            selection: Selection {
-                name: (resource == Resource::Nodes).then(|| node.to_string()),
-                ..Selection::default()
+        let collection = match resource {
+            Resource::Nodes => this_node.clone(),
+            _ => Collection {
+                client: client.clone(),
+                resource,
+                selection: Selection::default(),
             },
         };
         let follower = Follower::new(
             collection,
+            this_node.clone(),
             messages.clone(),
             asked_out.clone(),
             recovered.clone(),
@@ -97,3 +110,7 @@ mod fake_api;
 #[cfg(test)]
 #[path = "follow_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "failure_tests.rs"]
+mod failure_tests;

@@ -11,9 +11,6 @@ use super::shared::Shared;
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange};
 
-/// What is said of a policy that was invalid from the beginning.
-const CLOSED: &str = "until it is valid, it isolates the pods that it selects and allows nothing";
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -28,10 +25,8 @@ pub(super) struct Objects {
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Of what is in force: the last valid state, or what is enforced instead of one.
+    /// Of what is in force: the last valid state, or what is taken over instead of one.
     fingerprint: Option<u64>,
-    /// Whether that is enforced instead of a valid state.
-    closed: bool,
     /// The last list that it was in, or during or after which it changed.
     list: u32,
 }
@@ -57,6 +52,12 @@ impl Objects {
     /// Whether there is any object, valid or not.
     pub(super) fn is_empty(&self) -> bool {
         self.known.is_empty()
+    }
+
+    /// Whether the object of this name has a valid state.
+    pub(super) fn is_in_force(&self, name: &ObjectName) -> bool {
+        let known = self.known.get(name);
+        known.is_some_and(|known| known.fingerprint.is_some())
     }
 
     /// Invalid objects and what is wrong with them.
@@ -93,69 +94,38 @@ impl Objects {
         let list = self.list;
         let known = self.known.get_mut(&item.name);
         let before = known.as_ref().and_then(|known| known.fingerprint);
-        let was_closed = known.as_ref().is_some_and(|known| known.closed);
-        let mut closed = false;
-        let (fingerprint, change) = match item.content {
+        let (fingerprint, object) = match item.content {
             Content::Node => (Some(0), None),
             Content::Object {
-                mut object,
+                object,
                 fingerprint,
             } => {
-                if let Object::Pod(PodObject::Pod { pod, .. }) = &mut object {
-                    self.shared.share(pod);
-                }
                 self.mistakes.remove(&item.name);
-                let changed = before != Some(fingerprint);
-                (
-                    Some(fingerprint),
-                    changed.then_some(ObjectChange::Upsert(object)),
-                )
+                (Some(fingerprint), Some(object))
             }
-            Content::Invalid {
-                mut mistakes,
-                instead,
-            } => {
-                let instead = instead
-                    .map(Object::Policy)
-                    .filter(|_| before.is_none() || was_closed);
-                closed = instead.is_some() || was_closed;
-                if closed {
-                    mistakes.push(CLOSED.to_owned());
-                }
+            Content::Invalid { mistakes, instead } => {
                 self.mistakes.insert(item.name.clone(), mistakes);
-                match instead {
-                    Some(object) => {
-                        let fingerprint = decode::fingerprint(&object);
-                        let changed = before != Some(fingerprint);
-                        (
-                            Some(fingerprint),
-                            changed.then_some(ObjectChange::Upsert(object)),
-                        )
-                    }
-                    None => (before, None),
-                }
+                let fingerprint = instead.as_ref().map(decode::fingerprint);
+                (fingerprint.or(before), instead)
             }
         };
+        let mut object = object.filter(|_| before != fingerprint);
+        if let Some(Object::Pod(PodObject::Pod { pod, .. })) = &mut object {
+            self.shared.share(pod);
+        }
         if before.is_none() && fingerprint.is_some() {
             self.in_force += 1;
         }
-        let now = Known {
-            fingerprint,
-            list,
-            closed,
-        };
+        let now = Known { fingerprint, list };
         match known {
             Some(known) => *known = now,
             None => {
                 // The name that the compiler has too, rather than a second copy of it.
-                let name = match &change {
-                    Some(ObjectChange::Upsert(object)) => name_of(object),
-                    _ => None,
-                };
+                let name = object.as_ref().and_then(name_of);
                 self.known.insert(name.unwrap_or(item.name), now);
             }
         }
-        change
+        object.map(ObjectChange::Upsert)
     }
 
     /// An object is gone; what that changes.

@@ -20,8 +20,10 @@ use super::resource::Resource;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How much longer than asked for a watch may last before the connection counts as dead.
-const OVERTIME: Duration = Duration::from_secs(30);
+/// How many seconds a watch may be silent before nothing counts as coming any more. Of a resource in which
+/// anything happens the API tells every minute how far it has come. Different each time, so that nodes do
+/// not come all at once.
+const QUIET: std::ops::Range<u64> = 100..140;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,9 @@ pub(super) enum RequestError {
     /// No answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
+    /// Nothing came in a watch for so long.
+    #[error("nothing came for {} s", .0.as_secs())]
+    Quiet(Duration),
     /// The connection broke within an answer.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
@@ -56,13 +61,28 @@ impl RequestError {
     }
 
     /// Whether a watch that fails so cannot be resumed: its resourceVersion is too old, or not of
-    /// this API's history (after a restored backup).
+    /// this API's history (after a restored backup), or leads to something that the API cannot tell.
     pub(super) fn ends_resuming(&self) -> bool {
         match self {
-            Self::Undecodable(_) => true,
-            _ => self
-                .status()
-                .is_some_and(|status| !matches!(status.code, 401 | 403 | 429 | 500 | 502 | 503)),
+            Self::Undecodable(_) | Self::Event(_) => true,
+            _ => self.status().is_some_and(|status| match status.code {
+                401 | 403 | 429 => false,
+                // Of others it says that somebody did not answer in time.
+                504 => status.message.contains("resource version"),
+                500..=599 => false,
+                _ => true,
+            }),
+        }
+    }
+
+    /// How long the API wants to be left alone.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        let status = self.status()?;
+        let asked = status.details.as_ref().map(|d| d.retry_after_seconds);
+        match asked.filter(|seconds| *seconds > 0) {
+            Some(seconds) => Some(Duration::from_secs(seconds.into())),
+            // Said in a header only, which is a second wherever API servers send one.
+            None => (status.code == 429).then_some(Duration::from_secs(1)),
         }
     }
 }
@@ -116,11 +136,24 @@ impl Collection {
         self.page(body)
     }
 
+    /// Whatever is missing in a list would count as deleted, so nothing else is taken for one: not a
+    /// `Status` that somebody in between sends with 200, and not a list of something else.
     fn page(&self, body: &[u8]) -> Result<Page, RequestError> {
         let list: RawList<'_> = serde_json::from_slice(body)?;
-        let items = list.items.unwrap_or_default();
+        let expected = self.resource.list_kind();
+        if list.kind != expected {
+            return Err(not_an_answer(format_args!(
+                "a {:?} in the place of a {expected}",
+                list.kind
+            )));
+        }
+        if list.metadata.resource_version.is_empty() {
+            return Err(not_an_answer("a list without resourceVersion"));
+        }
         Ok(Page {
-            items: items
+            items: list
+                .items
+                .unwrap_or_default()
                 .into_iter()
                 .map(|json| decode::decode(self.resource, json))
                 .collect::<Result<_, _>>()?,
@@ -151,7 +184,7 @@ impl Collection {
             resource: self.resource,
             answer: Box::pin(answer),
             line: Vec::new(),
-            silence: lasting + OVERTIME,
+            quiet: Duration::from_secs(fastrand::u64(QUIET)),
         })
     }
 
@@ -169,7 +202,7 @@ pub(super) struct Watch {
     answer: Pin<Box<dyn AsyncBufRead + Send>>,
     /// What has arrived of the next line.
     line: Vec<u8>,
-    silence: Duration,
+    quiet: Duration,
 }
 
 /// What a watch tells.
@@ -187,9 +220,9 @@ impl Watch {
     /// The next event; `None` at the end. Cancel-safe: a line that has arrived in part is kept.
     pub(super) async fn next(&mut self) -> Result<Option<Event>, RequestError> {
         loop {
-            timeout(self.silence, self.answer.read_until(b'\n', &mut self.line))
+            timeout(self.quiet, self.answer.read_until(b'\n', &mut self.line))
                 .await
-                .map_err(|_| RequestError::Timeout(self.silence))??;
+                .map_err(|_| RequestError::Quiet(self.quiet))??;
             if self.line.is_empty() {
                 return Ok(None);
             }
@@ -204,29 +237,46 @@ impl Watch {
         }
     }
 
+    /// From no version one cannot go on: who asks for that is told of what there is, and not of what is gone.
     fn event(&self, line: &[u8]) -> Result<Event, RequestError> {
         let event: RawEvent<'_> = serde_json::from_slice(line)?;
         let item = || decode::decode(self.resource, event.object);
-        match &*event.kind {
-            "ADDED" | "MODIFIED" => Ok(Event::Changed(item()?)),
-            "DELETED" => Ok(Event::Deleted(item()?)),
+        let event = match &*event.kind {
+            "ADDED" | "MODIFIED" => Event::Changed(item()?),
+            "DELETED" => Event::Deleted(item()?),
             // Of a bookmark's object only the version counts, and it has no name.
-            "BOOKMARK" => Ok(Event::Bookmark(decode::version(event.object)?)),
+            "BOOKMARK" => Event::Bookmark(decode::version(event.object)?),
             "ERROR" => {
                 let status = serde_json::from_str(event.object.get())?;
-                Err(RequestError::Event(Box::new(status)))
+                return Err(RequestError::Event(Box::new(status)));
             }
-            other => Err(RequestError::Undecodable(serde::de::Error::custom(
-                format_args!("a watch event of the unknown type {other:?}"),
-            ))),
+            other => {
+                return Err(not_an_answer(format_args!(
+                    "a watch event of the unknown type {other:?}"
+                )));
+            }
+        };
+        let (Event::Changed(Item { version, .. })
+        | Event::Deleted(Item { version, .. })
+        | Event::Bookmark(version)) = &event;
+        if version.is_empty() {
+            return Err(not_an_answer("a watch event without resourceVersion"));
         }
+        Ok(event)
     }
+}
+
+fn not_an_answer(what: impl std::fmt::Display) -> RequestError {
+    RequestError::Undecodable(serde::de::Error::custom(what))
 }
 
 #[derive(Deserialize)]
 struct RawList<'a> {
-    metadata: RawListMetadata,
     #[serde(borrow)]
+    kind: Cow<'a, str>,
+    metadata: RawListMetadata,
+    /// Always there, though Go writes an empty list as null now and then.
+    #[serde(borrow, deserialize_with = "Option::deserialize")]
     items: Option<Vec<&'a RawValue>>,
 }
 

@@ -59,6 +59,17 @@ impl Resource {
         }
     }
 
+    /// The kind of a list of them.
+    pub(super) const fn list_kind(self) -> &'static str {
+        match self {
+            Self::NetworkPolicies => "NetworkPolicyList",
+            Self::Pods => "PodList",
+            Self::Namespaces => "NamespaceList",
+            Self::Services => "ServiceList",
+            Self::Nodes => "NodeList",
+        }
+    }
+
     /// The path of the whole collection.
     pub(super) const fn path(self) -> &'static str {
         match self {

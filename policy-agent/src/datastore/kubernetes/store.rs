@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use policy_core::model::ObjectName;
 use tokio::sync::{mpsc, watch};
 
 use super::decode::Item;
-use super::failure::{Failure, Kind};
+use super::failure::{Failure, Kind, Verb};
 use super::follow::{Message, Notice};
+use super::held::Held;
 use super::objects::Objects;
 use super::resource::Resource;
 use crate::datastore::{
@@ -20,14 +22,24 @@ pub(super) struct Store {
     source: String,
     node: Arc<str>,
     resources: [ResourceState; Resource::ALL.len()],
+    held: Held,
     loaded: bool,
     /// Syncs that were not answered yet.
     syncs: Vec<SyncToken>,
     last_contact: Option<SystemTime>,
-    outage: Option<(Kind, Outage)>,
+    outage: Option<ApiOutage>,
+    /// Tries that failed, by kind.
+    failed: [u64; Kind::ALL.len()],
     log: ProblemLog,
     updates: mpsc::Sender<Update>,
     asked: watch::Sender<u64>,
+}
+
+/// The whole API cannot be used.
+struct ApiOutage {
+    outage: Outage,
+    /// Kinds of failures that were logged; they may alternate with each try.
+    said: Vec<Kind>,
 }
 
 /// What is known of one resource.
@@ -35,12 +47,19 @@ struct ResourceState {
     resource: Resource,
     objects: Objects,
     state: WatchState,
-    failing: Option<Kind>,
+    failing: Option<Failing>,
     loaded: bool,
     /// Number of the last sync that it answered.
     synced: u64,
     restarts: u64,
     relists: u64,
+}
+
+/// What of a resource fails.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Failing {
+    kind: Kind,
+    verb: Verb,
 }
 
 /// The agent has gone.
@@ -55,6 +74,7 @@ impl Store {
     ) -> Self {
         Self {
             source,
+            held: Held::new(node.clone()),
             node,
             resources: Resource::ALL.map(|resource| ResourceState {
                 resource,
@@ -70,6 +90,7 @@ impl Store {
             syncs: Vec::new(),
             last_contact: None,
             outage: None,
+            failed: [0; Kind::ALL.len()],
             log: ProblemLog::default(),
             updates,
             asked,
@@ -105,6 +126,7 @@ impl Store {
                         self.take_in(notice.resource, notice.message, &mut changes);
                         message = messages.try_recv().ok();
                     }
+                    let changes = self.pass(changes);
                     let now = self.report();
                     self.log.update(&now.problems);
                     report.send_replace(Arc::new(now));
@@ -114,6 +136,14 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Changes without those that have to wait. Before all Namespaces are listed nothing is enforced.
+    fn pass(&mut self, changes: Vec<ObjectChange>) -> Vec<ObjectChange> {
+        let namespaces = &self.resources[Resource::Namespaces as usize];
+        self.held.pass(changes, |name| {
+            !namespaces.loaded || namespaces.objects.is_in_force(&ObjectName::new("", name))
+        })
     }
 
     /// Sends changes, and behind them what they complete.
@@ -153,7 +183,12 @@ impl Store {
         }
         if !matches!(message, Message::ListBegins) {
             self.last_contact = Some(SystemTime::now());
-            self.answered(resource);
+            // That it can be listed makes nothing better where it cannot be watched.
+            let of_list = matches!(message, Message::Page(_) | Message::ListComplete(_));
+            let failing = self.resources[resource as usize].failing;
+            if !(of_list && failing.is_some_and(|failing| failing.verb == Verb::Watch)) {
+                self.answered(resource);
+            }
         }
         let state = &mut self.resources[resource as usize];
         match message {
@@ -186,6 +221,7 @@ impl Store {
     }
 
     fn failing(&mut self, resource: Resource, failure: Failure) {
+        self.failed[failure.kind as usize] += 1;
         let now = SystemTime::now();
         let of_the_api = failure.is_of_the_api();
         let state = &mut self.resources[resource as usize];
@@ -193,7 +229,11 @@ impl Store {
             WatchState::Failing(outage) => outage.since,
             WatchState::Listing | WatchState::Watching => now,
         };
-        let is_new = state.failing.replace(failure.kind) != Some(failure.kind);
+        let failing = Failing {
+            kind: failure.kind,
+            verb: failure.verb,
+        };
+        let is_new = state.failing.replace(failing).map(|before| before.kind) != Some(failure.kind);
         let outage = Outage {
             since,
             reason: failure.reason,
@@ -210,24 +250,25 @@ impl Store {
             return;
         }
         // All resources fail together, and are one thing to say.
-        if self.outage.as_ref().map(|(kind, _)| *kind) != Some(failure.kind) {
+        let known = self.outage.get_or_insert_with(|| ApiOutage {
+            outage: outage.clone(),
+            said: Vec::new(),
+        });
+        known.outage.reason = outage.reason;
+        if !known.said.contains(&failure.kind) {
+            known.said.push(failure.kind);
             tracing::error!(
                 api = self.source,
-                reason = outage.reason,
+                reason = known.outage.reason,
                 "the Kubernetes API is away; what is enforced stays in force, trying again"
             );
         }
-        let since = match &self.outage {
-            Some((_, known)) => known.since,
-            None => since,
-        };
-        self.outage = Some((failure.kind, Outage { since, ..outage }));
     }
 
     /// The API answered a request for this resource.
     fn answered(&mut self, resource: Resource) {
         let state = &mut self.resources[resource as usize];
-        let Some(kind) = state.failing.take() else {
+        let Some(Failing { kind, .. }) = state.failing.take() else {
             return;
         };
         let since = match &state.state {
@@ -244,7 +285,7 @@ impl Store {
             );
         }
         // One answer shows that it is back; the others are about to try.
-        if let Some((_, outage)) = self.outage.take() {
+        if let Some(ApiOutage { outage, .. }) = self.outage.take() {
             tracing::info!(
                 api = self.source,
                 seconds = seconds(outage.since),
@@ -297,9 +338,12 @@ impl Store {
             problems: self.problems(),
             api: Some(ApiReport {
                 source: self.source.clone(),
-                outage: self.outage.as_ref().map(|(_, outage)| outage.clone()),
+                outage: self.outage.as_ref().map(|known| known.outage.clone()),
                 last_contact: self.last_contact,
                 node: self.node_presence(),
+                failed: Kind::ALL
+                    .map(|kind| (kind.name(), self.failed[kind as usize]))
+                    .into(),
                 resources: self
                     .resources
                     .iter()
