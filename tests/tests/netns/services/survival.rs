@@ -7,9 +7,21 @@ use std::time::Duration;
 use portcullis_tests::netns::kube_proxy::{Mode, Protocol, ServicePort};
 use portcullis_tests::netns::{Agent, Family, Flow, Form, Host, PATIENCE, SILENCE};
 
+use super::super::persistence::mark_as_other_layout;
 use super::{Cast, backends, cluster_ips, in_both_forms, kube_proxy, publish};
 
-in_both_forms! { flows_go_on_until_their_backend_is_forbidden }
+in_both_forms! {
+    flows_go_on_until_their_backend_is_forbidden
+    flows_through_nftables_go_on_until_their_backend_is_forbidden
+}
+
+fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
+    flows_go_on(form, Mode::IptablesLegacy);
+}
+
+fn flows_through_nftables_go_on_until_their_backend_is_forbidden(form: Form) {
+    flows_go_on(form, Mode::Nftables);
+}
 
 const PORT: u16 = 8000;
 const TARGET: u16 = 9000;
@@ -71,14 +83,14 @@ fn arrives(at: &UdpSocket, sent: u8, patience: Duration) -> bool {
     at.recv(&mut got).is_ok() && got == [sent]
 }
 
-fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
+fn flows_go_on(form: Form, mode: Mode) {
     let cast = Cast::new(form);
     let (web, db) = (&cast.web, &cast.db);
     let to_db = backends(&[db], TARGET);
     let services = [Protocol::Tcp, Protocol::Udp]
         .map(|protocol| ServicePort::new(&cluster_ips(10), protocol, PORT, &to_db));
     publish(&cast.node, &services);
-    let proxy = kube_proxy(Mode::IptablesLegacy, &services);
+    let proxy = kube_proxy(mode, &services);
     proxy.apply(cast.node.netns()).unwrap();
     cast.policy("web-out", WEB_MAY_REACH_DB);
     let agent = Agent::start(&cast.node).unwrap();
@@ -111,6 +123,15 @@ fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
     expect_alive("without an agent");
     let agent = Agent::start(&cast.node).unwrap();
     expect_alive("with another agent");
+    agent.kill().unwrap();
+    mark_as_other_layout(&cast);
+    let agent = Agent::start(&cast.node).unwrap();
+    expect_alive("after an upgrade to tables of another layout");
+    agent.kill().unwrap();
+    let sizes = [("PORTCULLIS_TABLE_SIZES", "flows_v4=4096,flows_new_v6=4096")];
+    let mut agent = Agent::spawn_with(&cast.node, &sizes).unwrap();
+    agent.wait().unwrap();
+    expect_alive("after an upgrade to flows' tables of other sizes");
     cast.policy("other", super::super::DENY_INGRESS);
     cast.policy("web-to-db", super::super::WEB_TO_DB);
     agent.sync().unwrap();
