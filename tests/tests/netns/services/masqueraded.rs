@@ -1,4 +1,5 @@
-//! kube-proxy's `--masquerade-all` on a cluster of two nodes: who is still known, and who counts as the node.
+//! kube-proxy's `--masquerade-all` on a cluster of two nodes: a client is known on its own node, and counts as that
+//! node on others, whether policies isolate it or not.
 //!
 //! ```text
 //! web, other, cache - near (203.0.113.1) ===== (203.0.113.2) far - db
@@ -13,7 +14,7 @@ use super::{
     publish,
 };
 use Outcome::{Answered, Silent};
-use What::Tcp;
+use What::{Tcp, Udp};
 
 in_both_forms! { masqueraded_clients_are_known_on_their_own_node_only }
 
@@ -23,10 +24,12 @@ const PORT: u16 = 8000;
 const DB: u8 = 10;
 const CACHE: u8 = 11;
 
-/// Whether web's packets, and those of the client that no policy isolates, come through. To cache on their own node and to
-/// db on another one through Services, and to db without one.
+/// What comes of a client's packets: to cache on its own node and to db on the other one through Services, and to db
+/// without one.
 struct Ways {
+    /// Of the client that policies isolate.
     web: [Outcome; 3],
+    /// Of the one that none isolates.
     other: [Outcome; 3],
 }
 
@@ -40,7 +43,7 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
             (name, node.add(PodSpec::new("shop", name, &labels)).unwrap())
         });
     let [web, other, cache, db] = hosts.each_ref().map(|(_, host)| host);
-    let service = |last, host: &Host| {
+    let tcp = |last, host: &Host| {
         ServicePort::new(
             &cluster_ips(last),
             Protocol::Tcp,
@@ -48,7 +51,16 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
             &backends(&[host], 80),
         )
     };
-    let services = [service(DB, db), service(CACHE, cache)];
+    let udp = |last, host: &Host| {
+        let to = backends(&[host], 53);
+        ServicePort::new(&cluster_ips(last), Protocol::Udp, 53, &to)
+    };
+    let services = [
+        tcp(DB, db),
+        tcp(CACHE, cache),
+        udp(DB, db),
+        udp(CACHE, cache),
+    ];
     for node in &nodes {
         let store = node.datastore();
         store.put_namespace("shop", &[("team", "shop")]).unwrap();
@@ -88,16 +100,17 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
         proxy.masquerades_all = true;
         proxy.apply(near.netns()).unwrap();
         let expect = |when: &str, ways: Ways| {
-            let [web_cache, web_db, web_direct] = ways.web;
-            let [other_cache, other_db, other_direct] = ways.other;
-            let rows = [
-                (web, cluster_ips(CACHE), Tcp(PORT), web_cache),
-                (web, cluster_ips(DB), Tcp(PORT), web_db),
-                (web, db.addresses(), Tcp(80), web_direct),
-                (other, cluster_ips(CACHE), Tcp(PORT), other_cache),
-                (other, cluster_ips(DB), Tcp(PORT), other_db),
-                (other, db.addresses(), Tcp(80), other_direct),
-            ];
+            let rows = [(web, ways.web), (other, ways.other)].into_iter();
+            let rows = rows.flat_map(|(client, [to_cache, to_db, directly])| {
+                [
+                    (client, cluster_ips(CACHE), Tcp(PORT), to_cache.clone()),
+                    (client, cluster_ips(CACHE), Udp(53), to_cache),
+                    (client, cluster_ips(DB), Tcp(PORT), to_db.clone()),
+                    (client, cluster_ips(DB), Udp(53), to_db),
+                    (client, db.addresses(), Tcp(80), directly),
+                ]
+            });
+            let rows: Vec<_> = rows.collect();
             expect(&format!("{mode:?}, {when}"), &rows);
         };
         let all = || [Answered, Answered, Answered];
@@ -126,7 +139,7 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
             "backends allow the node, web may send nothing",
             Ways {
                 web: none(),
-                other: [Answered, Answered, Silent],
+                other: [Silent, Answered, Silent],
             },
         );
         web_out("[{}]");
@@ -135,7 +148,7 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
             "backends allow the node",
             Ways {
                 web: [Silent, Answered, Silent],
-                other: [Answered, Answered, Silent],
+                other: [Silent, Answered, Silent],
             },
         );
         backends_in(clients);
@@ -144,7 +157,7 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
             "backends allow the clients",
             Ways {
                 web: [Answered, Silent, Answered],
-                other: [Silent, Silent, Answered],
+                other: [Answered, Silent, Answered],
             },
         );
         for node in &nodes {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use policy_agent::report::Status;
 use portcullis_tests::netns::kube_proxy::{Mode, Protocol, ServicePort};
-use portcullis_tests::netns::{Agent, Form, Netns, PATIENCE};
+use portcullis_tests::netns::{Agent, Family, Form, Host, Netns, PATIENCE};
 
 use super::{Cast, cluster_ips, kube_proxy, publish};
 
@@ -54,10 +54,10 @@ fn read_sent(interface: &str) -> u64 {
     packets.map(|packets| packets.parse::<u64>().unwrap()).sum()
 }
 
-/// A socket of web's that sends to the Service.
-fn client(cast: &Cast) -> UdpSocket {
-    let web = cast.web.netns();
-    let client = web.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+/// A pod's socket that sends to the Service.
+fn client(host: &Host) -> UdpSocket {
+    let netns = host.netns();
+    let client = netns.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     client.connect((cluster_ips(10)[0], PORT)).unwrap();
     client
 }
@@ -94,7 +94,7 @@ fn an_interface_has_its_exit_before_it_is_up() {
         .wait_for_status(|status| has_exit(status, "pcl-new"))
         .unwrap();
     node.ip(&up("pcl-new", "pcl-peer")).unwrap();
-    let client = client(&cast);
+    let client = client(&cast.web);
     let send = || (0..PACKETS).for_each(|_| assert_eq!(client.send(b"x").unwrap(), 1));
     let before = denied(&agent);
     send();
@@ -104,6 +104,39 @@ fn an_interface_has_its_exit_before_it_is_up() {
     agent.sync().unwrap();
     send();
     await_that(|| sent_by(node, "pcl-new") == PACKETS);
+}
+
+/// What is encapsulated keeps its mark where no exit took it off: the uplink's exit judges it by the outer destination, which
+/// fails closed.
+#[test]
+fn what_no_exit_saw_before_it_was_encapsulated_is_judged_by_the_uplinks() {
+    let cast = Cast::new(Form::Routed);
+    let node = cast.node.netns();
+    let uplink = cast.node.add_outside("uplink", 9).unwrap();
+    let agent = start(&cast);
+    // Nobody is there to attach one.
+    agent.kill().unwrap();
+    let remote = uplink.address(Family::V4);
+    node.ip(&format!(
+        "link add pcl-new type vxlan id 7 remote {remote} dstport 8472\n\
+         link set pcl-new up\n\
+         neighbour add {BACKEND} lladdr 02:00:00:00:00:01 dev pcl-new\n\
+         route add {BACKEND}/32 dev pcl-new"
+    ))
+    .unwrap();
+    let sink = uplink.netns().enter(|| UdpSocket::bind("0.0.0.0:8472"));
+    let sink = sink.unwrap();
+    sink.set_read_timeout(Some(PATIENCE)).unwrap();
+    for (host, payload) in [(&cast.web, b"web "), (&cast.tool, b"tool")] {
+        client(host).send(payload).unwrap();
+    }
+    let mut got = [0; 256];
+    let length = sink.recv(&mut got).unwrap();
+    assert!(
+        got[..length].ends_with(b"tool"),
+        "the first that arrives is whose policies allow it: {:?}",
+        &got[..length]
+    );
 }
 
 #[track_caller]
@@ -150,7 +183,7 @@ struct Exposure {
 /// Makes interfaces, with a route by the last, while web sends without a pause.
 fn expose(cast: &Cast, agent: &Agent<'_>, kind: &str, at_once: usize) -> Exposure {
     let node = cast.node.netns();
-    let client = client(cast);
+    let client = client(&cast.web);
     let name = |number: usize| format!("pcl-new{number}");
     let last = name(at_once);
     let mut lines = String::new();
