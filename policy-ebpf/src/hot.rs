@@ -29,7 +29,7 @@ pub(crate) fn judge<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) 
     }
     let signal = transport.signal;
     if !signal.tells_life() && !subject.is_isolated() {
-        return service::not_isolated::<F, D>(skb, subject, &network);
+        return Reason::NotIsolated as u32;
     }
     if signal.opens() {
         return NEW;

@@ -242,7 +242,7 @@ fn judge_unusual<F: Family, const D: u8>(
     // must be judged in the direction they were opened in: so their beginnings and ends are kept,
     // and only those.
     if !transport.signal.tells_life() && !subject.is_isolated() {
-        return service::not_isolated::<F, D>(skb, subject, &network);
+        return Reason::NotIsolated as u32;
     }
     let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
     let is_error = F::is_icmp_error(transport.icmp_type);

@@ -9,7 +9,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::programs::TcContext;
 use policy_common::endpoint::Endpoint;
-use policy_common::flow::{Flow, FlowKey, FlowState, Signal, protocol};
+use policy_common::flow::{Flow, FlowKey, FlowState, Signal};
 use policy_common::service::MarkBits;
 use policy_common::verdict::{Direction, Reason, Verdict};
 
@@ -18,7 +18,6 @@ use crate::family::{Family, V4, V6};
 use crate::flow::denied;
 use crate::maps::SERVICE_HINTS;
 use crate::packet::translated_key;
-use crate::parse::Network;
 use crate::policy::{Decision, classify};
 use crate::scratch::{self, Scratch};
 use crate::{
@@ -36,22 +35,6 @@ pub(crate) fn slot(skb: &TcContext) -> u32 {
 #[inline(always)]
 pub(crate) fn defer(skb: &TcContext, endpoint: u32) {
     set(skb, endpoint & 0xffff);
-}
-
-/// A packet of an endpoint that no policy isolates, that neither begins nor ends a TCP connection. It passes. One to a
-/// Service may have another source when it arrives, so its mark tells who sent it: with UDP any may be the first of
-/// a flow there, with TCP the one that opens a connection, which is marked elsewhere.
-#[inline(always)]
-pub(crate) fn not_isolated<F: Family, const D: u8>(
-    skb: &TcContext,
-    subject: &Subject,
-    network: &Network<F>,
-) -> u32 {
-    if D == EGRESS && network.protocol == protocol::UDP && is_service::<F>(&network.daddr) {
-        defer(skb, subject.id);
-        return Reason::Deferred as u32;
-    }
-    Reason::NotIsolated as u32
 }
 
 /// Takes the mark off a packet that is judged.

@@ -1,5 +1,5 @@
 //! kube-proxy's `--masquerade-all` on a cluster of two nodes: a client is known on its own node, and counts as that
-//! node on others, whether policies isolate it or not.
+//! node on others; with UDP on its own, too, when no policy isolates it.
 //!
 //! ```text
 //! web, other, cache - near (203.0.113.1) ===== (203.0.113.2) far - db
@@ -24,13 +24,31 @@ const PORT: u16 = 8000;
 const DB: u8 = 10;
 const CACHE: u8 = 11;
 
-/// What comes of a client's packets: to cache on its own node and to db on the other one through Services, and to db
-/// without one.
+/// What comes of a client's packets.
+#[derive(Clone)]
 struct Ways {
-    /// Of the client that policies isolate.
-    web: [Outcome; 3],
-    /// Of the one that none isolates.
-    other: [Outcome; 3],
+    /// To the backend on its own node, through a Service.
+    near_tcp: Outcome,
+    near_udp: Outcome,
+    /// To the one on the other node, through a Service, by TCP and UDP.
+    far: Outcome,
+    /// To that one without a Service.
+    direct: Outcome,
+}
+
+impl Ways {
+    const ALL: Self = Self {
+        near_tcp: Answered,
+        near_udp: Answered,
+        far: Answered,
+        direct: Answered,
+    };
+    const NONE: Self = Self {
+        near_tcp: Silent,
+        near_udp: Silent,
+        far: Silent,
+        direct: Silent,
+    };
 }
 
 fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
@@ -99,71 +117,58 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
         let mut proxy = kube_proxy(mode, &services);
         proxy.masquerades_all = true;
         proxy.apply(near.netns()).unwrap();
-        let expect = |when: &str, ways: Ways| {
-            let rows = [(web, ways.web), (other, ways.other)].into_iter();
-            let rows = rows.flat_map(|(client, [to_cache, to_db, directly])| {
+        // web, which policies isolate, and other, which none does.
+        let expect = |when: &str, of_web: Ways, of_other: Ways| {
+            let rows = [(web, of_web), (other, of_other)].into_iter();
+            let rows = rows.flat_map(|(client, ways)| {
                 [
-                    (client, cluster_ips(CACHE), Tcp(PORT), to_cache.clone()),
-                    (client, cluster_ips(CACHE), Udp(53), to_cache),
-                    (client, cluster_ips(DB), Tcp(PORT), to_db.clone()),
-                    (client, cluster_ips(DB), Udp(53), to_db),
-                    (client, db.addresses(), Tcp(80), directly),
+                    (client, cluster_ips(CACHE), Tcp(PORT), ways.near_tcp),
+                    (client, cluster_ips(CACHE), Udp(53), ways.near_udp),
+                    (client, cluster_ips(DB), Tcp(PORT), ways.far.clone()),
+                    (client, cluster_ips(DB), Udp(53), ways.far),
+                    (client, db.addresses(), Tcp(80), ways.direct),
                 ]
             });
             let rows: Vec<_> = rows.collect();
             expect(&format!("{mode:?}, {when}"), &rows);
         };
-        let all = || [Answered, Answered, Answered];
-        let none = || [Silent, Silent, Silent];
         web_out("[{}]");
         sync();
-        expect(
-            "backends not isolated",
-            Ways {
-                web: all(),
-                other: all(),
-            },
-        );
+        expect("backends not isolated", Ways::ALL, Ways::ALL);
         web_out("[]");
         sync();
-        expect(
-            "backends not isolated, web may send nothing",
-            Ways {
-                web: none(),
-                other: all(),
-            },
-        );
+        let when = "backends not isolated, web may send nothing";
+        expect(when, Ways::NONE, Ways::ALL);
         backends_in(&near_itself);
         sync();
-        expect(
-            "backends allow the node, web may send nothing",
-            Ways {
-                web: none(),
-                other: [Silent, Answered, Silent],
-            },
-        );
+        let other_as_node = Ways {
+            near_udp: Answered,
+            far: Answered,
+            ..Ways::NONE
+        };
+        let when = "backends allow the node, web may send nothing";
+        expect(when, Ways::NONE, other_as_node.clone());
         web_out("[{}]");
         sync();
-        expect(
-            "backends allow the node",
-            Ways {
-                web: [Silent, Answered, Silent],
-                other: [Silent, Answered, Silent],
-            },
-        );
+        let web_as_node = Ways {
+            far: Answered,
+            ..Ways::NONE
+        };
+        expect("backends allow the node", web_as_node, other_as_node);
         backends_in(clients);
         sync();
-        expect(
-            "backends allow the clients",
-            Ways {
-                web: [Answered, Silent, Answered],
-                other: [Answered, Silent, Answered],
-            },
-        );
+        let known = Ways {
+            far: Silent,
+            ..Ways::ALL
+        };
+        let known_by_tcp = Ways {
+            near_udp: Silent,
+            ..known.clone()
+        };
+        expect("backends allow the clients", known, known_by_tcp);
         for node in &nodes {
-            node.datastore()
-                .delete_policy("shop", "backends-in")
-                .unwrap();
+            let store = node.datastore();
+            store.delete_policy("shop", "backends-in").unwrap();
         }
         KubeProxy::withdraw(mode, near.netns()).unwrap();
     }
