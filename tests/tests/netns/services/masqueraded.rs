@@ -5,13 +5,12 @@
 //! web, other, cache - near (203.0.113.1) ===== (203.0.113.2) far - db
 //! ```
 
-use portcullis_tests::netns::kube_proxy::{KubeProxy, Protocol, ServicePort};
+use portcullis_tests::netns::kube_proxy::{Mode, Protocol, ServicePort};
 use portcullis_tests::netns::{Agent, Form, Host, Node, Outcome, PodSpec, What};
 
 use super::underlay::{Underlay, join, wire};
 use super::{
-    MODES, address_blocks, backends, cluster_ips, expect, in_both_forms, ip_blocks, kube_proxy,
-    publish,
+    address_blocks, backends, cluster_ips, expect, in_both_forms, ip_blocks, kube_proxy, publish,
 };
 use Outcome::{Answered, Silent};
 use What::{Tcp, Udp};
@@ -113,63 +112,60 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
     let clients =
         "{podSelector: {matchLabels: {app: web}}}, {podSelector: {matchLabels: {app: other}}}";
     let near_itself = format!("{}, {}", ip_blocks(near), address_blocks(wire(0)));
-    for mode in MODES {
-        let mut proxy = kube_proxy(mode, &services);
-        proxy.masquerades_all = true;
-        proxy.apply(near.netns()).unwrap();
-        // web, which policies isolate, and other, which none does.
-        let expect = |when: &str, of_web: Ways, of_other: Ways| {
-            let rows = [(web, of_web), (other, of_other)].into_iter();
-            let rows = rows.flat_map(|(client, ways)| {
-                [
-                    (client, cluster_ips(CACHE), Tcp(PORT), ways.near_tcp),
-                    (client, cluster_ips(CACHE), Udp(53), ways.near_udp),
-                    (client, cluster_ips(DB), Tcp(PORT), ways.far.clone()),
-                    (client, cluster_ips(DB), Udp(53), ways.far),
-                    (client, db.addresses(), Tcp(80), ways.direct),
-                ]
-            });
-            let rows: Vec<_> = rows.collect();
-            expect(&format!("{mode:?}, {when}"), &rows);
-        };
-        web_out("[{}]");
-        sync();
-        expect("backends not isolated", Ways::ALL, Ways::ALL);
-        web_out("[]");
-        sync();
-        let when = "backends not isolated, web may send nothing";
-        expect(when, Ways::NONE, Ways::ALL);
-        backends_in(&near_itself);
-        sync();
-        let other_as_node = Ways {
-            near_udp: Answered,
-            far: Answered,
-            ..Ways::NONE
-        };
-        let when = "backends allow the node, web may send nothing";
-        expect(when, Ways::NONE, other_as_node.clone());
-        web_out("[{}]");
-        sync();
-        let web_as_node = Ways {
-            far: Answered,
-            ..Ways::NONE
-        };
-        expect("backends allow the node", web_as_node, other_as_node);
-        backends_in(clients);
-        sync();
-        let known = Ways {
-            far: Silent,
-            ..Ways::ALL
-        };
-        let known_by_tcp = Ways {
-            near_udp: Silent,
-            ..known.clone()
-        };
-        expect("backends allow the clients", known, known_by_tcp);
-        for node in &nodes {
-            let store = node.datastore();
-            store.delete_policy("shop", "backends-in").unwrap();
-        }
-        KubeProxy::withdraw(mode, near.netns()).unwrap();
-    }
+    let mode = match form {
+        Form::Routed => Mode::IptablesLegacy,
+        Form::Bridge => Mode::Nftables,
+    };
+    let mut proxy = kube_proxy(mode, &services);
+    proxy.masquerades_all = true;
+    proxy.apply(near.netns()).unwrap();
+    // web, which policies isolate, and other, which none does.
+    let expect = |when: &str, of_web: Ways, of_other: Ways| {
+        let rows = [(web, of_web), (other, of_other)].into_iter();
+        let rows = rows.flat_map(|(client, ways)| {
+            [
+                (client, cluster_ips(CACHE), Tcp(PORT), ways.near_tcp),
+                (client, cluster_ips(CACHE), Udp(53), ways.near_udp),
+                (client, cluster_ips(DB), Tcp(PORT), ways.far.clone()),
+                (client, cluster_ips(DB), Udp(53), ways.far),
+                (client, db.addresses(), Tcp(80), ways.direct),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        expect(when, &rows);
+    };
+    web_out("[{}]");
+    sync();
+    expect("backends not isolated", Ways::ALL, Ways::ALL);
+    web_out("[]");
+    sync();
+    let when = "backends not isolated, web may send nothing";
+    expect(when, Ways::NONE, Ways::ALL);
+    backends_in(&near_itself);
+    sync();
+    let other_as_node = Ways {
+        near_udp: Answered,
+        far: Answered,
+        ..Ways::NONE
+    };
+    let when = "backends allow the node, web may send nothing";
+    expect(when, Ways::NONE, other_as_node.clone());
+    web_out("[{}]");
+    sync();
+    let web_as_node = Ways {
+        far: Answered,
+        ..Ways::NONE
+    };
+    expect("backends allow the node", web_as_node, other_as_node);
+    backends_in(clients);
+    sync();
+    let known = Ways {
+        far: Silent,
+        ..Ways::ALL
+    };
+    let known_by_tcp = Ways {
+        near_udp: Silent,
+        ..known.clone()
+    };
+    expect("backends allow the clients", known, known_by_tcp);
 }
