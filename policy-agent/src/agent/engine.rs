@@ -40,7 +40,7 @@ use super::services::ServiceAddresses;
 use crate::dataplane::{ApplyError, AttachError, DriftedPart, Haste};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
-use crate::endpoint::{Announced, Announcement, Interface, LocalPods, Scan};
+use crate::endpoint::{Announced, Announcement, Interface, Link, LocalPods, Scan};
 
 /// See the module.
 pub struct Engine<K> {
@@ -256,6 +256,13 @@ impl<K: Kernel> Engine<K> {
         self.unmatched |= self.scan.as_ref() != Some(&scan);
         self.services.set_own(&scan.addresses);
         self.scan = Some(scan);
+    }
+
+    /// An interface by which packets leave appeared since the last scan.
+    pub fn appeared(&mut self, ifindex: u32, link: Link) {
+        if let Some(scan) = &mut self.scan {
+            scan.links.insert(ifindex, link);
+        }
     }
 
     /// A pod's interface was announced, now or to an earlier agent.
@@ -870,7 +877,7 @@ impl<K: Kernel> Engine<K> {
                 Some(State::Attached) => Wish::None,
             }
         };
-        self.exits.follow(&scan.links, wish);
+        self.exits.follow(&scan.links, self.exits_tried, wish);
         self.exits.step(&mut self.kernel, &mut self.operations, now)
     }
 

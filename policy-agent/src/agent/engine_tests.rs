@@ -87,11 +87,13 @@ impl Kernel for Fake {
         ifindex: u32,
         _: &str,
         layer: LinkLayer,
-        _: Haste,
+        haste: Haste,
     ) -> Result<(), AttachError> {
-        let word = match layer {
-            LinkLayer::Ethernet => "exit to",
-            LinkLayer::Network => "exit_l3 to",
+        let word = match (layer, haste) {
+            (LinkLayer::Ethernet, Haste::None) => "exit to",
+            (LinkLayer::Network, Haste::None) => "exit_l3 to",
+            (LinkLayer::Ethernet, Haste::Waited) => "exit soon to",
+            (LinkLayer::Network, Haste::Waited) => "exit_l3 soon to",
         };
         self.attachment(word, ifindex)
     }
@@ -1009,7 +1011,19 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
     later.links.get_mut(&4).expect("there").hardware_address = vec![1];
     fixture.engine.scanned(later);
     assert!(fixture.step_in_slices() > 1);
-    assert_eq!(fixture.done(), ["exit from 3", "exit to 4", "exit to 6"]);
+    assert_eq!(
+        fixture.done(),
+        ["exit from 3", "exit to 4", "exit soon to 6"]
+    );
+    let link = Link {
+        name: "tunnel".to_owned(),
+        layer: LinkLayer::Network,
+        hardware_address: Vec::new(),
+        is_veth: false,
+    };
+    fixture.engine.appeared(9, link);
+    fixture.step_in_slices();
+    assert_eq!(fixture.done(), ["exit_l3 soon to 9"]);
 }
 
 #[test]
@@ -1031,7 +1045,7 @@ fn an_interface_that_becomes_an_endpoint_is_never_without_a_program() {
     fixture.step_in_slices();
     assert_eq!(
         fixture.done_of(&["exit", "detach"]),
-        ["exit to 7", "detach 7"]
+        ["exit soon to 7", "detach 7"]
     );
     assert!(fixture.engine.is_settled());
 }

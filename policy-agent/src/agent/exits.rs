@@ -24,6 +24,7 @@ pub(super) struct Exits {
 #[derive(Debug)]
 struct Exit {
     link: Link,
+    haste: Haste,
     state: State,
 }
 
@@ -91,8 +92,14 @@ pub(super) enum Wish {
 }
 
 impl Exits {
-    /// The interfaces are these, each with its wish.
-    pub(super) fn follow(&mut self, links: &BTreeMap<u32, Link>, wish: impl Fn(u32) -> Wish) {
+    /// The interfaces are these, each with its wish; `late` says whether packets may leave already by those that are
+    /// new here.
+    pub(super) fn follow(
+        &mut self,
+        links: &BTreeMap<u32, Link>,
+        late: bool,
+        wish: impl Fn(u32) -> Wish,
+    ) {
         for (ifindex, exit) in &mut self.exits {
             let wish = links.get(ifindex).map_or(Wish::None, |_| wish(*ifindex));
             match (wish, &exit.state) {
@@ -114,8 +121,15 @@ impl Exits {
                 }
                 Some(_) => {}
                 None if wish(*ifindex) == Wish::Exit => {
+                    // Veths come and go with pods, which would wait for it.
+                    let haste = if late || link.is_veth {
+                        Haste::Waited
+                    } else {
+                        Haste::None
+                    };
                     let exit = Exit {
                         link: link.clone(),
+                        haste,
                         state: State::Attaching(None),
                     };
                     self.exits.insert(*ifindex, exit);
@@ -162,6 +176,7 @@ impl Exits {
     ) {
         let exit = self.exits.entry(ifindex).or_insert_with(|| Exit {
             link: link.clone(),
+            haste: Haste::Waited,
             state: State::Attaching(None),
         });
         if let State::Detaching(_) = exit.state {
@@ -182,18 +197,11 @@ impl Exits {
         let Some(exit) = self.exits.get_mut(&ifindex) else {
             return;
         };
-        let Link {
-            name,
-            layer,
-            is_veth,
-            ..
-        } = &exit.link;
-        // Veths come and go with pods, which would wait for it.
-        let haste = if *is_veth { Haste::Waited } else { Haste::None };
+        let Link { name, layer, .. } = &exit.link;
         let failed = match &mut exit.state {
             State::Attached => return,
             State::Attaching(failure) => {
-                let outcome = kernel.attach_exit(ifindex, name, *layer, haste);
+                let outcome = kernel.attach_exit(ifindex, name, *layer, exit.haste);
                 operations.note(ATTACH_EXIT, &outcome);
                 match outcome {
                     Ok(()) => {

@@ -46,7 +46,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use crate::config::{Config, DatastoreConfig, SOCKET};
 use crate::dataplane::{self, Dataplane, DataplaneConfig, EventStream};
 use crate::datastore::{self, Datastore, Update};
-use crate::endpoint::{self, Discovery, ScanReport};
+use crate::endpoint::{self, Discovery, Report, ScanReport};
 use crate::http;
 use crate::memory;
 use crate::metrics::{Latency, Scraper};
@@ -318,7 +318,14 @@ impl Agent {
                 }
                 report = self.discovery.next() => {
                     verify_at = verify_at.min(Instant::now() + VERIFY_AFTER_SCAN);
-                    self.scanned(report.context("the search for pod interfaces ended")?);
+                    let mut report = Some(report.context("the search for pod interfaces ended")?);
+                    while let Some(given) = report {
+                        match given {
+                            Report::Scan(report) => self.scanned(report),
+                            Report::Link(ifindex, link) => self.engine.appeared(ifindex, link),
+                        }
+                        report = self.discovery.next_that_waits();
+                    }
                 }
                 Some(query) = self.queries.recv() => {
                     let mut query = Some(query);

@@ -29,7 +29,7 @@ pub enum LinkLayer {
 }
 
 impl LinkLayer {
-    const fn program(self) -> &'static str {
+    pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Ethernet => EXIT,
             Self::Network => EXIT_L3,
@@ -51,8 +51,7 @@ pub(super) struct Exit {
     ifindex: u32,
     interface: String,
     pub(super) mode: Mode,
-    /// Which of the two programs it is.
-    pub(super) program: &'static str,
+    pub(super) layer: LinkLayer,
     /// Kept open beside its pin, for TCX.
     _link: Option<FdLink>,
 }
@@ -91,7 +90,7 @@ pub(super) fn attach(
         ifindex,
         interface,
         mode,
-        program: name,
+        layer,
         _link: link,
     };
     // The name was resolved before: make sure that it still means the same interface.
@@ -146,7 +145,7 @@ mod tests {
             ifindex: 7,
             interface: "eth0".to_owned(),
             mode: Mode::Tcx,
-            program: EXIT,
+            layer: LinkLayer::Ethernet,
             _link: None,
         };
         let live = BTreeMap::from([(7, exit)]);

@@ -138,12 +138,13 @@ impl Dataplane {
             }
         }
         for (ifindex, exit) in &self.exits {
+            let program = exit.layer.program();
             let there = match exit.mode {
-                Mode::Tcx => look(&self.ebpf, *ifindex, exit.program, TcAttachType::Egress),
+                Mode::Tcx => look(&self.ebpf, *ifindex, program, TcAttachType::Egress),
                 Mode::Clsact => {
-                    match are_there(filters.get(ifindex), [program_id(&self.ebpf, exit.program)]) {
+                    match are_there(filters.get(ifindex), [program_id(&self.ebpf, program)]) {
                         true => Place::Ours,
-                        false => Place::Lost(format!("no filter for {}", exit.program)),
+                        false => Place::Lost(format!("no filter for {program}")),
                     }
                 }
             };

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -21,6 +22,7 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::appearing::Appearing;
 use super::{Interface, Link, Peer, Scan};
 
 /// Scan without an event, as a safety net.
@@ -29,11 +31,23 @@ const RESCAN: Duration = Duration::from_secs(5);
 /// How long to wait for more after an event: an interface comes up in several steps.
 const SETTLE: Duration = Duration::from_millis(5);
 
+/// Reports that may wait to be read.
+const WAITING: usize = 64;
+
 /// Handle on the running discovery, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Discovery {
-    scans: mpsc::Receiver<ScanReport>,
+    reports: mpsc::Receiver<Report>,
     requests: Arc<Requests>,
+}
+
+/// What discovery tells, in the order in which it became so.
+#[derive(Debug)]
+pub enum Report {
+    /// All was looked at.
+    Scan(ScanReport),
+    /// An interface appeared that is no veth; later scans have it, too.
+    Link(u32, Link),
 }
 
 /// One scan's outcome.
@@ -64,9 +78,14 @@ impl Discovery {
         self.requests.last.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// The next scan's outcome, `None` once discovery has ended. Cancel-safe.
-    pub async fn next(&mut self) -> Option<ScanReport> {
-        self.scans.recv().await
+    /// The next report, `None` once discovery has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Report> {
+        self.reports.recv().await
+    }
+
+    /// A report that is there already.
+    pub fn next_that_waits(&mut self) -> Option<Report> {
+        self.reports.try_recv().ok()
     }
 }
 
@@ -79,10 +98,11 @@ pub fn start() -> io::Result<Discovery> {
     let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
     tokio::spawn(connection);
     let events = Events::subscribe()?;
-    let (scans_in, scans) = mpsc::channel(4);
+    let appearing = Appearing::subscribe()?;
+    let (reports_in, reports) = mpsc::channel(WAITING);
     let requests = Arc::new(Requests::default());
-    tokio::spawn(run(handle, events, requests.clone(), scans_in));
-    Ok(Discovery { scans, requests })
+    tokio::spawn(run(handle, events, appearing, requests.clone(), reports_in));
+    Ok(Discovery { reports, requests })
 }
 
 /// Looks at single interfaces, without waiting for a scan.
@@ -132,29 +152,40 @@ impl Lookup {
 async fn run(
     handle: Handle,
     mut events: Events,
+    mut appearing: Appearing,
     requests: Arc<Requests>,
-    scans: mpsc::Sender<ScanReport>,
+    reports: mpsc::Sender<Report>,
 ) {
     loop {
         let answers = requests.last.load(Ordering::SeqCst);
         let began = Instant::now();
-        let result = scan(&handle).await;
+        let mut result = appearing.tell_during(scan(&handle), &reports).await;
         let took = began.elapsed();
-        if scans.send(ScanReport { answers, result }).await.is_err() {
+        if let Ok(scan) = &mut result {
+            appearing.complete(scan);
+        }
+        let report = Report::Scan(ScanReport { answers, result });
+        if reports.send(report).await.is_err() {
             return;
         }
-        tokio::select! {
-            () = scans.closed() => return,
-            () = requests.wake.notified() => {}
-            () = events.next() => {
-                // Never more than half of the time in scans, however many events there are.
-                tokio::select! {
-                    () = sleep(SETTLE.max(took)) => {}
-                    () = requests.wake.notified() => {}
+        let wait = async {
+            tokio::select! {
+                () = reports.closed() => {}
+                () = requests.wake.notified() => {}
+                () = events.next() => {
+                    // Never more than half of the time in scans, however many events there are.
+                    tokio::select! {
+                        () = sleep(SETTLE.max(took)) => {}
+                        () = requests.wake.notified() => {}
+                    }
+                    events.discard();
                 }
-                events.discard();
+                () = sleep_until(began + RESCAN) => {}
             }
-            () = sleep_until(began + RESCAN) => {}
+        };
+        appearing.tell_during(wait, &reports).await;
+        if reports.is_closed() {
+            return;
         }
     }
 }
@@ -164,7 +195,7 @@ struct Events {
     messages: Option<Messages>,
 }
 
-type Messages = futures_util::stream::BoxStream<'static, ()>;
+type Messages = BoxStream<'static, ()>;
 
 impl Events {
     fn subscribe() -> io::Result<Self> {

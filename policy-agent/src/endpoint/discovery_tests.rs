@@ -69,12 +69,20 @@ fn within<T: Send + 'static>(netns: &str, test: impl AsyncFnOnce() -> T + Send +
     .expect("the test within the namespace")
 }
 
+async fn next_scan(discovery: &mut Discovery) -> ScanReport {
+    loop {
+        let report = discovery.next().await.expect("discovery lives");
+        if let Report::Scan(report) = report {
+            return report;
+        }
+    }
+}
+
 /// Scans that follow by themselves until one fits; the events that led to it were real.
 async fn until(discovery: &mut Discovery, what: &str, fits: impl Fn(&Scan) -> bool) -> Scan {
     let wait = async {
         loop {
-            let report = discovery.next().await.expect("discovery lives");
-            let scan = report.result.expect("scan");
+            let scan = next_scan(discovery).await.result.expect("scan");
             if fits(&scan) {
                 return scan;
             }
@@ -228,6 +236,60 @@ fn finds_and_follows_what_is_the_nodes_own() {
 }
 
 #[test]
+fn an_interface_is_told_of_before_a_scan_has_it() {
+    let mut netns = Netns::new();
+    let (node, other) = (netns.add("told"), netns.add("told-not"));
+    let inner = (node.clone(), other);
+    within(&node, async move || {
+        let (node, other) = inner;
+        let add = |netns: &str, name: &str, id: &str| {
+            ip(&[
+                "-n",
+                netns,
+                "link",
+                "add",
+                name,
+                "type",
+                "vxlan",
+                "id",
+                id,
+                "dstport",
+                "8472",
+                "remote",
+                "192.0.2.1",
+            ]);
+        };
+        let mut discovery = start().expect("netlink");
+        until(&mut discovery, "nothing there", |_| true).await;
+        ip(&["-n", &node, "link", "add", "pcl-veth", "type", "veth"]);
+        ip(&["-n", &node, "link", "add", "pcl-br", "type", "bridge"]);
+        ip(&["-n", &node, "link", "set", "pcl-veth", "master", "pcl-br"]);
+        add(&other, "pcl-theirs", "7");
+        for (name, id) in [("pcl-one", "7"), ("pcl-two", "8")] {
+            add(&node, name, id);
+            let told = timeout(RESCAN, async {
+                loop {
+                    match discovery.next().await.expect("discovery lives") {
+                        Report::Link(ifindex, link) => return (ifindex, link),
+                        Report::Scan(report) => {
+                            let links = report.result.expect("scan").links;
+                            assert!(links.values().all(|link| link.name != name), "{name}");
+                        }
+                    }
+                }
+            });
+            let (ifindex, link) = told.await.expect("within time");
+            assert_eq!(link.name, name);
+            let has_it = |scan: &Scan| scan.links.get(&ifindex) == Some(&link);
+            until(&mut discovery, "a scan that has it, too", has_it).await;
+            ip(&["-n", &node, "link", "del", name]);
+            let has_it_not = |scan: &Scan| !scan.links.contains_key(&ifindex);
+            until(&mut discovery, "a scan without it", has_it_not).await;
+        }
+    });
+}
+
+#[test]
 fn a_neighbouring_nodes_pods_are_not_ours() {
     let mut netns = Netns::new();
     let (one, two) = (netns.add("one"), netns.add("two"));
@@ -290,7 +352,7 @@ fn a_requested_scan_sees_what_was_there_before_the_request() {
             let number = discovery.request();
             let report = timeout(RESCAN, async {
                 loop {
-                    let report = discovery.next().await.expect("discovery lives");
+                    let report = next_scan(&mut discovery).await;
                     if report.answers >= number {
                         return report;
                     }

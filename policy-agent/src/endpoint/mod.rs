@@ -1,17 +1,18 @@
 //! Which interfaces on this node belong to which pods.
 //!
 //! `discovery` finds pod interfaces in the kernel, and beside them what else there is: this node's own
-//! addresses and the interfaces by which packets leave it (`link`); `local` knows the pods of this node; an interface
+//! addresses and the interfaces by which packets leave it (`link`, and `appearing` for those that are new); `local` knows the pods of this node; an interface
 //! and a pod belong together when the CNI plugin said so (`announced`), else when the interface bears one
 //! of the pod's addresses.
 
 mod announced;
+mod appearing;
 mod discovery;
 mod link;
 mod local;
 
 pub use announced::{Announced, Announcement, Device};
-pub use discovery::{Discovery, Lookup, ScanReport, start};
+pub use discovery::{Discovery, Lookup, Report, ScanReport, start};
 pub use link::Link;
 pub use local::LocalPods;
 

@@ -126,6 +126,25 @@ fn ours_goes_in_front_of_tcx_programs_of_others() {
         .wait_for_log(|line| line.contains("ours moved in front of it"))
         .unwrap();
     assert!(!pin.exists(), "the filter's mark went with it");
+
+    // At an interface by which packets leave the node.
+    let exits = agent.status().unwrap().exits;
+    let mut exits = exits
+        .iter()
+        .filter(|exit| exit.interface.starts_with("pcl-out"));
+    let exit = exits.next().unwrap();
+    let pins = |end| {
+        let name = format!("links/{}-exit{end}", exit.ifindex);
+        node.bpffs().join(name).exists()
+    };
+    assert_eq!([pins(""), pins("-clsact")], [false, true]);
+    others.attach(node.netns(), &exit.interface);
+    agent
+        .wait_for_log(|line| {
+            line.contains("ours moved in front of it") && line.contains(&exit.interface)
+        })
+        .unwrap();
+    assert_eq!([pins(""), pins("-clsact")], [true, false]);
     for pod in &sandboxes {
         network.check(pod).unwrap();
         let outcome = probe(&Probe {

@@ -369,7 +369,7 @@ fn a_changeover_that_was_interrupted_is_ended() {
 }
 
 /// As an agent would find them whose rules lie in the tables in another way.
-fn mark_as_other_layout(cast: &Cast) {
+pub(super) fn mark_as_other_layout(cast: &Cast) {
     let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();
     let mut rows: aya::maps::Array<_, [u64; 5]> = Map::Array(data).try_into().unwrap();
     let mut head: Endpoint = bytemuck::cast(rows.get(&0, 0).unwrap());

@@ -188,6 +188,12 @@ fn what_isolation_says() {
         world.expect_leaving("and denied", &other, PolicyDenied);
         world.judge_by(0, 0);
         world.expect("not isolated", Egress, &to_service, NotIsolated);
+        // Where it arrives, the first packet of a connection tells who sent it.
+        let first = outgoing(SERVICE, family, 4000, 80, Tcp(SYN));
+        world.expect_deferred("not isolated, SYN", &first);
+        world.expect_judged("not isolated, SYN", "exit", &first, &[NotIsolated]);
+        let datagram = outgoing(SERVICE, family, 4000, 53, Udp);
+        world.expect("not isolated, UDP", Egress, &datagram, NotIsolated);
     }
 }
 

@@ -47,8 +47,9 @@ fn text(rules: &Rules) -> String {
         let rule = format!("-s {network} ! -d {network} -j MASQUERADE");
         chains.rule("POSTROUTING", &rule);
     }
-    let mut rejected = String::new();
+    let (mut rejected, mut dropped) = (String::new(), String::new());
     for (number, service) in rules.services.iter().enumerate() {
+        dropped += &drop_without_local_backends(service);
         if service.backends.is_empty() {
             rejected += &reject(service);
         } else {
@@ -63,7 +64,11 @@ fn text(rules: &Rules) -> String {
         "*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n{}{}COMMIT\n\
          *filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:KUBE-SERVICES -\n\
          -A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES\n\
-         -A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES\n{rejected}COMMIT\n",
+         -A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES\n\
+         :KUBE-EXTERNAL-SERVICES -\n\
+         -A INPUT -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES\n\
+         -A FORWARD -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES\n\
+         {rejected}{dropped}COMMIT\n",
         chains.names, chains.rules
     )
 }
@@ -149,6 +154,9 @@ fn translate(rules: &Rules, number: usize, service: &ServicePort, chains: &mut C
     let from_here = "-m addrtype --src-type LOCAL";
     chains.rule(&external, &format!("{from_here} -j KUBE-MARK-MASQ"));
     chains.rule(&external, &format!("{from_here} -j {cluster}"));
+    if local.is_empty() {
+        return;
+    }
     let chain = format!("KUBE-SVL-{number}");
     chains.add(&chain);
     chains.rule(&external, &format!("-j {chain}"));
@@ -164,4 +172,20 @@ fn reject(service: &ServicePort) -> String {
         format!("-A KUBE-SERVICES -d {ip} -p {protocol} -m {protocol} --dport {port} -j REJECT\n")
     })
     .collect()
+}
+
+/// Where no backend is local, `externalTrafficPolicy: Local` is silent to those outside.
+fn drop_without_local_backends(service: &ServicePort) -> String {
+    if !service.lacks_local_backends() {
+        return String::new();
+    }
+    let protocol = service.protocol.name();
+    let ports = service.node_port.iter();
+    let ports = ports.map(|port| format!("-m addrtype --dst-type LOCAL --dport {port}"));
+    let ips = service.external_ips.iter();
+    let ips = ips.map(|ip| format!("-d {ip} --dport {}", service.port));
+    ports
+        .chain(ips)
+        .map(|to| format!("-A KUBE-EXTERNAL-SERVICES -p {protocol} -m {protocol} {to} -j DROP\n"))
+        .collect()
 }

@@ -85,6 +85,11 @@ impl ServicePort {
             local_backends: None,
         }
     }
+
+    /// Whether what comes from outside has nowhere to go, although there are backends.
+    fn lacks_local_backends(&self) -> bool {
+        !self.backends.is_empty() && self.local_backends.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
 /// All that is translated on a node.

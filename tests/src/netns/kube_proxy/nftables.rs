@@ -68,9 +68,14 @@ fn text(rules: &Rules) -> String {
          fib daddr type local meta l4proto . th dport vmap @service-nodeports\n\
          }}\n\
          chain no-endpoints {{\n{reject}}}\n\
+         map no-endpoint-nodeports {{ type inet_proto . inet_service : verdict\n{no_node_ports}}}\n\
+         chain nodeport-endpoints-check {{\n\
+         fib daddr type local meta l4proto . th dport vmap @no-endpoint-nodeports\n\
+         }}\n\
          chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services\n }}\n\
          chain nat-output {{ type nat hook output priority -100; jump services\n }}\n\
          chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading\n{leaving} }}\n\
+         chain filter-input {{ type filter hook input priority -110; ct state new jump nodeport-endpoints-check\n }}\n\
          chain filter-forward {{ type filter hook forward priority -110; ct state new jump no-endpoints\n }}\n\
          chain filter-output {{ type filter hook output priority -110; ct state new jump no-endpoints\n }}\n\
          }}\n",
@@ -78,6 +83,7 @@ fn text(rules: &Rules) -> String {
         address = words.address,
         ips = elements(&table.ips),
         nodeports = elements(&table.node_ports),
+        no_node_ports = elements(&table.no_node_ports),
         reject = table.reject,
         leaving = leaving.unwrap_or_default(),
     )
@@ -96,6 +102,8 @@ struct Table {
     chains: String,
     ips: Vec<String>,
     node_ports: Vec<String>,
+    /// Those of `externalTrafficPolicy: Local` without local backends.
+    no_node_ports: Vec<String>,
     reject: String,
 }
 
@@ -140,19 +148,27 @@ impl Table {
         let node_port = service.node_port.iter();
         self.node_ports
             .extend(node_port.map(|port| format!("{protocol} . {port} : goto {external}")));
+        if service.lacks_local_backends() {
+            let node_port = service.node_port.iter();
+            self.no_node_ports
+                .extend(node_port.map(|port| format!("{protocol} . {port} : drop")));
+        }
         let body = match &service.local_backends {
             None => format!("jump mark-for-masquerade\ngoto {cluster}\n"),
             Some(local) => {
-                let chain = format!("local-{number}");
-                self.choose(ip, &chain, "", protocol, local);
                 let pods = rules.pod_network;
                 let pods = pods.map(|network| format!("{ip} saddr {network} goto {cluster}\n"));
-                format!(
+                let mut body = format!(
                     "{}fib saddr type local jump mark-for-masquerade\n\
-                     fib saddr type local goto {cluster}\n\
-                     goto {chain}\n",
+                     fib saddr type local goto {cluster}\n",
                     pods.unwrap_or_default()
-                )
+                );
+                if !local.is_empty() {
+                    let chain = format!("local-{number}");
+                    self.choose(ip, &chain, "", protocol, local);
+                    let _infallible = writeln!(body, "goto {chain}");
+                }
+                body
             }
         };
         let _infallible = writeln!(self.chains, "chain {external} {{\n{body}}}");
@@ -178,15 +194,11 @@ impl Table {
             );
             choices.push(format!("{position} : goto {endpoint}"));
         }
-        let choice = if choices.is_empty() {
-            "drop".to_owned()
-        } else {
-            let count = choices.len();
-            format!(
-                "numgen random mod {count} vmap {{ {} }}",
-                choices.join(", ")
-            )
-        };
+        let count = choices.len();
+        let choice = format!(
+            "numgen random mod {count} vmap {{ {} }}",
+            choices.join(", ")
+        );
         let _infallible = writeln!(self.chains, "chain {chain} {{\n{first}{choice}\n}}");
     }
 }

@@ -3,10 +3,14 @@
 mod churn;
 mod inside;
 mod ipvs;
+mod masqueraded;
+mod new_interfaces;
+mod node_ports;
 mod nodes;
 mod outside;
 mod survival;
 mod translation;
+mod underlay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -42,9 +46,13 @@ fn backends(hosts: &[&Host], port: u16) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// A peer for policies: an address of each family.
+/// Peers for policies: an address of each family.
 fn ip_blocks(host: &Host) -> String {
-    let [v4, v6] = host.addresses();
+    address_blocks(host.addresses())
+}
+
+/// Peers for policies: an address of each family.
+fn address_blocks([v4, v6]: [IpAddr; 2]) -> String {
     format!("{{ipBlock: {{cidr: {v4}/32}}}}, {{ipBlock: {{cidr: '{v6}/128'}}}}")
 }
 

@@ -7,9 +7,52 @@ use std::time::Duration;
 use portcullis_tests::netns::kube_proxy::{Mode, Protocol, ServicePort};
 use portcullis_tests::netns::{Agent, Family, Flow, Form, Host, PATIENCE, SILENCE};
 
+use super::super::persistence::mark_as_other_layout;
 use super::{Cast, backends, cluster_ips, in_both_forms, kube_proxy, publish};
 
 in_both_forms! { flows_go_on_until_their_backend_is_forbidden }
+
+fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
+    flows_go_on(form, Mode::IptablesLegacy, &[Successor::Same]);
+}
+
+#[test]
+fn flows_through_nftables_go_on_until_their_backend_is_forbidden() {
+    let successors = [
+        Successor::Same,
+        Successor::OtherLayout,
+        Successor::OtherSizes,
+    ];
+    flows_go_on(Form::Routed, Mode::Nftables, &successors);
+}
+
+/// The agent that comes after one that was killed.
+#[derive(Clone, Copy, Debug)]
+enum Successor {
+    /// Of its kind.
+    Same,
+    /// One whose tables are of another layout.
+    OtherLayout,
+    /// One whose tables of flows are of other sizes.
+    OtherSizes,
+}
+
+impl Successor {
+    fn start(self, cast: &Cast) -> Agent<'_> {
+        let sizes = match self {
+            Self::OtherSizes => "flows_v4=4096,flows_new_v6=4096",
+            Self::OtherLayout => {
+                mark_as_other_layout(cast);
+                ""
+            }
+            Self::Same => "",
+        };
+        let settings = [("PORTCULLIS_TABLE_SIZES", sizes)];
+        let mut agent = Agent::spawn_with(&cast.node, &settings).unwrap();
+        agent.wait().unwrap();
+        agent
+    }
+}
 
 const PORT: u16 = 8000;
 const TARGET: u16 = 9000;
@@ -71,17 +114,17 @@ fn arrives(at: &UdpSocket, sent: u8, patience: Duration) -> bool {
     at.recv(&mut got).is_ok() && got == [sent]
 }
 
-fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
+fn flows_go_on(form: Form, mode: Mode, successors: &[Successor]) {
     let cast = Cast::new(form);
     let (web, db) = (&cast.web, &cast.db);
     let to_db = backends(&[db], TARGET);
     let services = [Protocol::Tcp, Protocol::Udp]
         .map(|protocol| ServicePort::new(&cluster_ips(10), protocol, PORT, &to_db));
     publish(&cast.node, &services);
-    let proxy = kube_proxy(Mode::IptablesLegacy, &services);
+    let proxy = kube_proxy(mode, &services);
     proxy.apply(cast.node.netns()).unwrap();
     cast.policy("web-out", WEB_MAY_REACH_DB);
-    let agent = Agent::start(&cast.node).unwrap();
+    let mut agent = Agent::start(&cast.node).unwrap();
     let ends = |family: Family| {
         let to = SocketAddr::new(cluster_ips(10)[family as usize], PORT);
         (to, SocketAddr::new(db.address(family), TARGET))
@@ -107,10 +150,12 @@ fn flows_go_on_until_their_backend_is_forbidden(form: Form) {
         }
     };
     expect_alive("at first");
-    agent.kill().unwrap();
-    expect_alive("without an agent");
-    let agent = Agent::start(&cast.node).unwrap();
-    expect_alive("with another agent");
+    for successor in successors {
+        agent.kill().unwrap();
+        expect_alive("without an agent");
+        agent = successor.start(&cast);
+        expect_alive(&format!("with {successor:?}"));
+    }
     cast.policy("other", super::super::DENY_INGRESS);
     cast.policy("web-to-db", super::super::WEB_TO_DB);
     agent.sync().unwrap();
