@@ -2,6 +2,7 @@
 
 use std::env;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -108,6 +109,41 @@ impl Summary {
             eprintln!("{name}: {error:#}");
         }
         self.steps.push((name.to_owned(), began.elapsed(), error));
+    }
+
+    /// Does steps side by side, as many at a time as there are processors.
+    pub(crate) fn side_by_side<S>(&mut self, steps: Vec<(String, S)>)
+    where
+        S: FnOnce() -> Result<()> + Send,
+    {
+        let at_once = thread::available_parallelism().map_or(1, usize::from);
+        let mut steps = steps.into_iter();
+        loop {
+            let some: Vec<_> = steps.by_ref().take(at_once).collect();
+            if some.is_empty() {
+                return;
+            }
+            let done = thread::scope(|scope| {
+                let running: Vec<_> = some
+                    .into_iter()
+                    .map(|(name, step)| {
+                        scope.spawn(move || {
+                            let mut alone = Self::default();
+                            alone.step(&name, step);
+                            alone.steps
+                        })
+                    })
+                    .collect();
+                let results = running.into_iter().map(thread::ScopedJoinHandle::join);
+                results.collect::<Vec<_>>()
+            });
+            for steps in done {
+                match steps {
+                    Ok(steps) => self.steps.extend(steps),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        }
     }
 
     /// Prints all that was done.

@@ -8,6 +8,7 @@ mod modules;
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -90,13 +91,23 @@ pub(crate) fn run(layout: &Layout, series: &[Series], filter: Option<&str>) -> R
     let built = build::objects(layout, &compiler, Profile::Debug)?;
     let payload = payload(layout, &built)?;
     let mut summary = Summary::default();
-    for one in series {
-        summary.step(&format!("kernel {}", one.name), || {
+    let preparing = Mutex::new(());
+    let boot = |one: &Series| {
+        let (kernel, image) = {
+            // Downloads use one cache.
+            let _one_at_a_time = preparing.lock().unwrap_or_else(PoisonError::into_inner);
             let kernel = archive::get(layout, one)?;
             let image = initramfs::make(layout, one, &kernel, &payload, filter)?;
-            guest::run(one, &kernel, &image, filter)
-        });
-    }
+            (kernel, image)
+        };
+        guest::run(one, &kernel, &image, filter)
+    };
+    // An emulated machine keeps one processor busy.
+    let steps = series.iter().map(|one| {
+        let boot = &boot;
+        (format!("kernel {}", one.name), move || boot(one))
+    });
+    summary.side_by_side(steps.collect());
     summary.finish()
 }
 
