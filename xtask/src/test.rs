@@ -1,6 +1,7 @@
 //! `cargo xtask test`: lints, unit and property tests, then the tests on this machine's kernel.
 
 use std::env;
+use std::panic::resume_unwind;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -96,19 +97,26 @@ fn tests(layout: &Layout, built: &Built, crates: &[&str], filter: Option<&str>) 
 /// What was done, how long it took, and what of it failed.
 #[derive(Default)]
 pub(crate) struct Summary {
-    steps: Vec<(String, Duration, Option<anyhow::Error>)>,
+    steps: Vec<Step>,
+}
+
+/// Name, time and error of a step that was done.
+type Step = (String, Duration, Option<anyhow::Error>);
+
+fn done(name: String, step: impl FnOnce() -> Result<()>) -> Step {
+    println!("\n== {name}");
+    let began = Instant::now();
+    let error = step().err();
+    if let Some(error) = &error {
+        eprintln!("{name}: {error:#}");
+    }
+    (name, began.elapsed(), error)
 }
 
 impl Summary {
     /// Does a step. One that fails does not keep the others from being done.
     pub(crate) fn step(&mut self, name: &str, step: impl FnOnce() -> Result<()>) {
-        println!("\n== {name}");
-        let began = Instant::now();
-        let error = step().err();
-        if let Some(error) = &error {
-            eprintln!("{name}: {error:#}");
-        }
-        self.steps.push((name.to_owned(), began.elapsed(), error));
+        self.steps.push(done(name.to_owned(), step));
     }
 
     /// Does steps side by side, as many at a time as there are processors.
@@ -117,32 +125,18 @@ impl Summary {
         S: FnOnce() -> Result<()> + Send,
     {
         let at_once = thread::available_parallelism().map_or(1, usize::from);
-        let mut steps = steps.into_iter();
-        loop {
-            let some: Vec<_> = steps.by_ref().take(at_once).collect();
-            if some.is_empty() {
-                return;
-            }
-            let done = thread::scope(|scope| {
+        let mut steps = steps.into_iter().peekable();
+        while steps.peek().is_some() {
+            thread::scope(|scope| {
+                let some = steps.by_ref().take(at_once);
                 let running: Vec<_> = some
-                    .into_iter()
-                    .map(|(name, step)| {
-                        scope.spawn(move || {
-                            let mut alone = Self::default();
-                            alone.step(&name, step);
-                            alone.steps
-                        })
-                    })
+                    .map(|(name, step)| scope.spawn(move || done(name, step)))
                     .collect();
-                let results = running.into_iter().map(thread::ScopedJoinHandle::join);
-                results.collect::<Vec<_>>()
-            });
-            for steps in done {
-                match steps {
-                    Ok(steps) => self.steps.extend(steps),
-                    Err(panic) => std::panic::resume_unwind(panic),
+                for step in running {
+                    self.steps
+                        .push(step.join().unwrap_or_else(|panic| resume_unwind(panic)));
                 }
-            }
+            });
         }
     }
 

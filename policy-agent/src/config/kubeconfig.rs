@@ -70,19 +70,24 @@ fn merge(
     surroundings: &Surroundings,
     warnings: &mut Vec<String>,
 ) -> Result<(Kubeconfig, Option<PathBuf>), ConfigError> {
-    let mut files = Vec::new();
+    let mut there = Vec::new();
+    let mut missing = Vec::new();
     for path in env::split_paths(paths).filter(|path| !path.as_os_str().is_empty()) {
-        files.push(expand_home(&path, surroundings)?);
+        let file = expand_home(&path, surroundings)?;
+        let list = if file.exists() {
+            &mut there
+        } else {
+            &mut missing
+        };
+        list.push(file);
     }
-    if files.iter().any(|file| file.exists()) {
-        files.retain(|file| {
-            let exists = file.exists();
-            if !exists {
-                warnings.push(format!("KUBECONFIG: {} does not exist", file.display()));
-            }
-            exists
-        });
-    }
+    let mut files = if there.is_empty() {
+        missing
+    } else {
+        let words = |file: PathBuf| format!("KUBECONFIG: {} does not exist", file.display());
+        warnings.extend(missing.into_iter().map(words));
+        there
+    };
     let mut merged = Kubeconfig::default();
     for file in &files {
         merged = Kubeconfig::read_from(file)

@@ -156,11 +156,7 @@ impl<'a> Agent<'a> {
             .arg(format!("--bounding-set={bounding}"))
             .arg("--inh-caps=-all")
             .arg(binary("policy-agent")?);
-        Self::configure(node, Source::Files, &mut command);
-        let process = Process::spawn("policy-agent", command, node.log_file())?;
-        let mut agent = Self { node, process };
-        agent.wait()?;
-        Ok(agent)
+        Self::start_by(node, command)
     }
 
     /// Starts an agent as root that may lock 64 KiB of memory and cannot change that, and waits as [`Self::start`]
@@ -173,6 +169,11 @@ impl<'a> Agent<'a> {
         let script = r#"ulimit -l 64 && exec setpriv --bounding-set=-sys_resource "$0" "$@""#;
         let mut command = node.netns().command("sh");
         command.args(["-c", script]).arg(binary("policy-agent")?);
+        Self::start_by(node, command)
+    }
+
+    /// Starts an agent by a command that wants no more than the agent's arguments, and waits.
+    fn start_by(node: &'a Node, mut command: Command) -> Result<Self> {
         Self::configure(node, Source::Files, &mut command);
         let process = Process::spawn("policy-agent", command, node.log_file())?;
         let mut agent = Self { node, process };

@@ -9,7 +9,7 @@ use portcullis_tests::netns::{Agent, Form, Greeter, Host, Outcome, PodSpec, SILE
 
 use super::{
     Cast, MODES, Row, backends, cluster_ips, expect, external_ips, in_both_forms, ip_blocks,
-    kube_proxy, publish, route_all_to,
+    kube_proxy, publish, route_all_to, to_web_servers,
 };
 use Outcome::{Answered, Refused, Silent};
 use What::{Fragments, Tcp, Udp};
@@ -53,14 +53,7 @@ fn let_web_reach_itself(cast: &Cast) {
 }
 
 fn services(cast: &Cast, outside: [&Host; 3]) -> Vec<ServicePort> {
-    let tcp = |last, hosts: &[&Host]| {
-        ServicePort::new(
-            &cluster_ips(last),
-            Protocol::Tcp,
-            PORT,
-            &backends(hosts, 80),
-        )
-    };
+    let tcp = |last, hosts: &[&Host]| to_web_servers(last, PORT, hosts);
     let udp = |last, host: &Host, port| {
         ServicePort::new(
             &cluster_ips(last),
@@ -279,14 +272,7 @@ fn a_masqueraded_pod_is_judged_as_itself(form: Form) {
         .unwrap();
     let_web_reach_itself(&cast);
     let (web, db) = (&cast.web, &cast.db);
-    let tcp = |last, host: &Host| {
-        ServicePort::new(
-            &cluster_ips(last),
-            Protocol::Tcp,
-            PORT,
-            &backends(&[host], 80),
-        )
-    };
+    let tcp = |last, host| to_web_servers(last, PORT, &[host]);
     let services = [
         tcp(10, db),
         ServicePort::new(&cluster_ips(10), Protocol::Udp, 53, &backends(&[db], 53)),

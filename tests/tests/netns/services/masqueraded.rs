@@ -11,6 +11,7 @@ use portcullis_tests::netns::{Agent, Form, Host, Node, Outcome, PodSpec, What};
 use super::underlay::{Underlay, join, wire};
 use super::{
     address_blocks, backends, cluster_ips, expect, in_both_forms, ip_blocks, kube_proxy, publish,
+    to_web_servers,
 };
 use Outcome::{Answered, Silent};
 use What::{Tcp, Udp};
@@ -60,14 +61,7 @@ fn masqueraded_clients_are_known_on_their_own_node_only(form: Form) {
             (name, node.add(PodSpec::new("shop", name, &labels)).unwrap())
         });
     let [web, other, cache, db] = hosts.each_ref().map(|(_, host)| host);
-    let tcp = |last, host: &Host| {
-        ServicePort::new(
-            &cluster_ips(last),
-            Protocol::Tcp,
-            PORT,
-            &backends(&[host], 80),
-        )
-    };
+    let tcp = |last, host| to_web_servers(last, PORT, &[host]);
     let udp = |last, host: &Host| {
         let to = backends(&[host], 53);
         ServicePort::new(&cluster_ips(last), Protocol::Udp, 53, &to)

@@ -14,7 +14,7 @@ mod underlay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use portcullis_tests::netns::kube_proxy::{KubeProxy, Mode, ServicePort};
+use portcullis_tests::netns::kube_proxy::{KubeProxy, Mode, Protocol, ServicePort};
 use portcullis_tests::netns::{Host, Node, Row, expect};
 
 use super::{Cast, in_both_forms};
@@ -44,6 +44,16 @@ fn backends(hosts: &[&Host], port: u16) -> Vec<SocketAddr> {
     addresses
         .map(|address| SocketAddr::new(address, port))
         .collect()
+}
+
+/// A Service's TCP port that leads to port 80 of `hosts`.
+fn to_web_servers(last: u8, port: u16, hosts: &[&Host]) -> ServicePort {
+    ServicePort::new(
+        &cluster_ips(last),
+        Protocol::Tcp,
+        port,
+        &backends(hosts, 80),
+    )
 }
 
 /// Peers for policies: an address of each family.

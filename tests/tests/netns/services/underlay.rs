@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use portcullis_tests::netns::{Node, Tunnel};
+use portcullis_tests::netns::{Netns, Node, Tunnel};
 
 /// How packets go from node to node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,16 @@ fn overlay(number: u8) -> [IpAddr; 2] {
     ]
 }
 
+fn bring_up(netns: &Netns, device: &str, [v4, v6]: [IpAddr; 2]) {
+    netns
+        .ip(&format!(
+            "link set {device} up\n\
+             address add {v4}/24 dev {device}\n\
+             address add {v6}/64 dev {device} nodad"
+        ))
+        .unwrap();
+}
+
 /// Joins the nodes; what is returned holds them together.
 pub(super) fn join(nodes: [&Node; 2], underlay: Underlay) -> Option<Tunnel> {
     let [near, far] = nodes.map(|node| node.netns());
@@ -42,33 +52,19 @@ pub(super) fn join(nodes: [&Node; 2], underlay: Underlay) -> Option<Tunnel> {
     let tunnel =
         (underlay == Underlay::Tunnel).then(|| Tunnel::create("pcl-over", [near, far]).unwrap());
     for (netns, own, other) in [(near, 0, 1), (far, 1, 0)] {
-        let [v4, v6] = wire(own);
-        netns
-            .ip(&format!(
-                "link set pcl-node up\n\
-                 address add {v4}/24 dev pcl-node\n\
-                 address add {v6}/64 dev pcl-node nodad"
-            ))
-            .unwrap();
+        bring_up(netns, "pcl-node", wire(own));
         if underlay == Underlay::Vxlan {
-            let remote = wire(other)[0];
+            let [local, remote] = [own, other].map(|number| wire(number)[0]);
             netns
                 .ip(&format!(
-                    "link add pcl-over type vxlan id 7 local {v4} remote {remote} dstport 8472 dev pcl-node"
+                    "link add pcl-over type vxlan id 7 local {local} remote {remote} dstport 8472 dev pcl-node"
                 ))
                 .unwrap();
         }
         let via = if underlay == Underlay::Routes {
             wire(other)
         } else {
-            let [v4, v6] = overlay(own);
-            netns
-                .ip(&format!(
-                    "link set pcl-over up\n\
-                     address add {v4}/24 dev pcl-over\n\
-                     address add {v6}/64 dev pcl-over nodad"
-                ))
-                .unwrap();
+            bring_up(netns, "pcl-over", overlay(own));
             overlay(other)
         };
         let [via_v4, via_v6] = via;
