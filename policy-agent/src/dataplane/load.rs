@@ -48,8 +48,6 @@ pub struct DataplaneConfig {
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
     pub events_per_second: u32,
-    /// See [`DatapathConfig::keep_carrier`]; off but in benchmarks.
-    pub keep_carrier: bool,
     /// Whether maps are pinned; tests that only run packets do without.
     pub pin: bool,
 }
@@ -63,7 +61,6 @@ impl Default for DataplaneConfig {
             capacities: BTreeMap::new(),
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
-            keep_carrier: false,
             pin: true,
         }
     }
@@ -94,7 +91,6 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         endpoint_slots: capacities[map::ENDPOINTS.name],
         second,
         clock_shift: shift,
-        keep_carrier: u32::from(config.keep_carrier),
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();
