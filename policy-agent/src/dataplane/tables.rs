@@ -23,6 +23,7 @@ use super::counted::{ArrayRows, HashRows, TrieRows};
 use super::error::{ApplyError, LoadError};
 use super::flow_tables::FlowTables;
 use super::grace;
+use super::guard_rows::GuardRows;
 use super::load::{Data, take_as};
 use super::row::Row;
 use super::service_rows::ServiceRows;
@@ -64,12 +65,15 @@ pub(super) struct Tables {
     ports: TrieRows<PortData, RuleBits>,
     rules: HashRows<RuleKey, RuleAction>,
     services: ServiceRows,
+    guards: GuardRows,
     mark_slots: ArrayRows<SlotInterface>,
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
     counted_rules: HashMap<u32, u16>,
     /// Rows of endpoints, as they are to be.
     rows: BTreeMap<u32, Endpoint>,
+    /// UDP ports at which this node decapsulates; the same in every endpoint's row.
+    tunnel_ports: [u16; 4],
     counters: PerCpuArray<Data, Row<Counter>>,
     event_budget: PerCpuArray<Data, Row<EventBudget>>,
     flows: FlowTables,
@@ -99,12 +103,14 @@ impl Tables {
             ports: trie(ebpf, &map::PORTS)?,
             rules: hash(ebpf, &map::RULES)?,
             services: ServiceRows::new(ebpf, capacities)?,
+            guards: GuardRows::new(ebpf)?,
             mark_slots: array(ebpf, &map::MARK_SLOTS, capacities, |row: &SlotInterface| {
                 row.ifindex != 0
             })?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
             counted_rules: HashMap::new(),
             rows: BTreeMap::new(),
+            tunnel_ports: [0; 4],
             counters: take_as(ebpf, map::COUNTERS.name)?,
             event_budget: take_as(ebpf, map::EVENT_BUDGET.name)?,
             flows: FlowTables::new(ebpf, capacity)?,
@@ -156,6 +162,7 @@ impl Tables {
             }
         }
         self.services.read(&mut former)?;
+        self.guards.read(&mut former)?;
         for (id, header) in &former.policies {
             if header.first_count != 0 {
                 self.counted_rules.insert(*id, header.rules);
@@ -184,6 +191,8 @@ impl Tables {
             Op::DeleteEndpoint { ifindex } => self.delete_endpoint(*ifindex),
             Op::PutService { address, row } => self.services.put(*address, *row),
             Op::DeleteService { address } => self.services.delete(*address),
+            Op::PutGuard { prefix, row } => self.guards.put(prefix, *row),
+            Op::DeleteGuard { prefix } => self.guards.delete(prefix),
             Op::Barrier => grace::wait().map_err(ApplyError::Grace),
         }
     }
@@ -248,8 +257,12 @@ impl Tables {
         }
     }
 
-    /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there.
-    fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
+    /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there. The ports of tunnels are
+    /// this module's to fill in.
+    fn put_endpoint(&mut self, ifindex: u32, mut endpoint: Endpoint) -> Result<(), ApplyError> {
+        if ifindex != Former::GENERATION {
+            endpoint.tunnel_ports = self.tunnel_ports;
+        }
         let former = self.slot_of(ifindex)?;
         let slot = slot(endpoint);
         if slot != 0 {
@@ -265,6 +278,20 @@ impl Tables {
             return Ok(());
         }
         self.clear_slot(former, ifindex)
+    }
+
+    /// The UDP ports at which this node decapsulates, 0 where there are fewer. Rows that have others are put again.
+    pub(super) fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
+        self.tunnel_ports = ports;
+        let differing = self
+            .rows
+            .iter()
+            .filter(|(ifindex, row)| **ifindex != Former::GENERATION && row.tunnel_ports != ports);
+        let differing: Vec<_> = differing.map(|(ifindex, row)| (*ifindex, *row)).collect();
+        for (ifindex, row) in differing {
+            self.put_endpoint(ifindex, row)?;
+        }
+        Ok(())
     }
 
     /// Writes rows of endpoints again that are not as they were written, and lists them.
@@ -334,6 +361,7 @@ impl Tables {
     pub(super) fn usage(&self) -> Vec<TableUse> {
         let counted_rules = self.counted_rules.values().copied().map(u64::from).sum();
         let [service_v4, service_v6, service_hints] = self.services.counts();
+        let [guarded_v4, guarded_v6] = self.guards.counts();
         let counts = [
             (map::ENDPOINTS, self.endpoints.rows()),
             (map::ENDPOINTS_EXT, self.endpoints_ext.rows()),
@@ -349,6 +377,8 @@ impl Tables {
             (map::SERVICE_V4, service_v4),
             (map::SERVICE_V6, service_v6),
             (map::SERVICE_HINTS, service_hints),
+            (map::GUARDED_V4, guarded_v4),
+            (map::GUARDED_V6, guarded_v6),
             (map::MARK_SLOTS, self.mark_slots.rows()),
         ];
         counts
@@ -440,7 +470,7 @@ pub(super) fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(
     Ok(HashRows::new(take_as(ebpf, spec.name)?, spec.name))
 }
 
-fn trie<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
+pub(super) fn trie<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
     ebpf: &mut Ebpf,
     spec: &MapSpec,
 ) -> Result<TrieRows<K, V>, LoadError> {
