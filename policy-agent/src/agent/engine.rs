@@ -117,8 +117,8 @@ struct TunnelPorts {
     written: [u16; Tunnels::MOST_PORTS],
     /// Why they do not have what the last scan found.
     error: Option<String>,
-    /// That the last scan found more ports than rows have room for.
-    problem: Option<String>,
+    /// What of the tunnels that the last scan found is not covered.
+    problems: Vec<String>,
 }
 
 /// The operation at the head of the queue, which fails.
@@ -281,20 +281,22 @@ impl<K: Kernel> Engine<K> {
         self.unmatched |= self.scan.as_ref() != Some(&scan);
         self.services.set_own(&scan.addresses);
         self.guards.set_own(&scan.addresses);
-        self.guards.set_remotes(&scan.tunnels.remotes);
+        // What could not be read is still there, as far as anybody knows.
+        let keeps = !scan.tunnels.unread.is_empty();
+        self.guards.set_remotes(&scan.tunnels.remotes, keeps);
         self.follow_tunnels(&scan.tunnels);
         self.scan = Some(scan);
     }
 
     /// Puts the ports of this node's tunnels into every endpoint's row. What fails is tried again with the next scan.
     fn follow_tunnels(&mut self, tunnels: &Tunnels) {
-        let problem = tunnels.problem();
-        if self.tunnels.problem != problem {
-            match &problem {
-                Some(problem) => tracing::error!("{problem}"),
-                None => tracing::info!("endpoints' rows have room for the ports of all tunnels"),
-            }
-            self.tunnels.problem = problem;
+        let problems = tunnels.problems();
+        let former = std::mem::replace(&mut self.tunnels.problems, problems.clone());
+        for problem in problems.iter().filter(|problem| !former.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+        for problem in former.iter().filter(|problem| !problems.contains(problem)) {
+            tracing::info!("no longer: {problem}");
         }
         if self.tunnels.error.is_none() && self.tunnels.written == tunnels.ports {
             return;
@@ -540,7 +542,7 @@ impl<K: Kernel> Engine<K> {
     pub fn table_problems(&self) -> Vec<String> {
         let mut problems = self.services.problems();
         problems.extend(self.guards.problems());
-        problems.extend(self.tunnels.problem.clone());
+        problems.extend(self.tunnels.problems.iter().cloned());
         problems.extend(self.tunnels.error.clone());
         problems
     }

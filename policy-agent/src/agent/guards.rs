@@ -248,10 +248,14 @@ impl Guards {
         }
     }
 
-    /// The other ends of this node's tunnels are these.
-    pub(super) fn set_remotes(&mut self, remotes: &BTreeSet<IpAddr>) {
+    /// The other ends of this node's tunnels are these, and where it `keeps` them those from before.
+    pub(super) fn set_remotes(&mut self, remotes: &BTreeSet<IpAddr>, keeps: bool) {
+        let mut remotes = remotes.clone();
+        if keeps {
+            remotes.extend(&self.remotes);
+        }
         let former = std::mem::replace(&mut self.remotes, remotes.clone());
-        for address in former.symmetric_difference(remotes) {
+        for address in former.symmetric_difference(&remotes) {
             let is_remote = remotes.contains(address);
             self.claim((*address).into(), |claims| claims.is_remote = is_remote);
         }
@@ -548,7 +552,7 @@ mod tests {
     fn kinds_of_one_prefix_are_added_up() {
         let mut guards = guards();
         guards.set_own(&addresses(&["192.0.2.1", "fe80::1"]));
-        guards.set_remotes(&addresses(&["192.0.2.2"]));
+        guards.set_remotes(&addresses(&["192.0.2.2"]), false);
         guards.changed(&host_network("proxy", &["192.0.2.1", "192.0.2.2"]));
         guards.changed(&policy("office", &[("192.0.2.2/32", &[])], &[]));
         let rows = [
@@ -557,13 +561,11 @@ mod tests {
             ("fe80::1/128", NODE),
         ];
         assert_plan(&mut guards, &rows, &[]);
-        guards.set_remotes(&addresses(&["192.0.2.3"]));
+        guards.set_remotes(&addresses(&["192.0.2.3"]), true);
+        assert_plan(&mut guards, &[("192.0.2.3/32", REMOTE)], &[]);
+        guards.set_remotes(&addresses(&["192.0.2.3"]), false);
         guards.set_own(&addresses(&["fe80::2"]));
-        let rows = [
-            ("192.0.2.2/32", NODE | BLOCK),
-            ("192.0.2.3/32", REMOTE),
-            ("fe80::2/128", NODE),
-        ];
+        let rows = [("192.0.2.2/32", NODE | BLOCK), ("fe80::2/128", NODE)];
         assert_plan(&mut guards, &rows, &["fe80::1/128"]);
         guards.changed(&pod_gone("proxy"));
         assert_plan(&mut guards, &[("192.0.2.2/32", BLOCK)], &["192.0.2.1/32"]);

@@ -35,6 +35,8 @@ pub struct Tunnels {
     pub remotes: BTreeSet<IpAddr>,
     /// Devices for whose UDP ports there was no room, with the ports.
     pub uncovered: Vec<(String, u16)>,
+    /// Devices whose forwarding database could not be read, with the reason: `remotes` lacks what is in it.
+    pub unread: Vec<(String, String)>,
 }
 
 impl Tunnels {
@@ -60,22 +62,29 @@ impl Tunnels {
         tunnels
     }
 
-    /// What is not covered, in a sentence.
+    /// What is not covered, a sentence for each reason.
     #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        if self.uncovered.is_empty() {
-            return None;
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.uncovered.is_empty() {
+            let devices = self.uncovered.iter();
+            let devices: Vec<_> = devices
+                .map(|(name, port)| format!("{name} at UDP port {port}"))
+                .collect();
+            problems.push(format!(
+                "this node's tunnel devices listen on more than {} UDP ports: pods can send packets into {} (remove \
+                 devices that nobody needs, or let them share a port)",
+                Self::MOST_PORTS,
+                devices.join(", ")
+            ));
         }
-        let devices = self.uncovered.iter();
-        let devices: Vec<_> = devices
-            .map(|(name, port)| format!("{name} at UDP port {port}"))
-            .collect();
-        Some(format!(
-            "this node's tunnel devices listen on more than {} UDP ports: pods can send packets into {} (remove devices \
-             that nobody needs, or let them share a port)",
-            Self::MOST_PORTS,
-            devices.join(", ")
-        ))
+        problems.extend(self.unread.iter().map(|(name, error)| {
+            format!(
+                "cannot read the forwarding database of {name}: {error}; pods may be able to send packets into this \
+                 tunnel's other ends that are new"
+            )
+        }));
+        problems
     }
 }
 
@@ -111,19 +120,19 @@ impl Gathering {
 
     /// Adds the remotes that are in forwarding databases.
     pub(super) async fn complete(mut self, handle: &Handle) -> Tunnels {
+        let mut unread = Vec::new();
         for ifindex in self.vxlans {
             let Some(device) = self.devices.get_mut(&ifindex) else {
                 continue;
             };
             match remotes(handle, ifindex).await {
                 Ok(remotes) => device.remotes.extend(remotes),
-                // It is going, or the next scan reads it.
-                Err(error) => {
-                    tracing::debug!(device = device.name, %error, "cannot read a forwarding database");
-                }
+                Err(error) => unread.push((device.name.clone(), error.to_string())),
             }
         }
-        Tunnels::new(self.devices.into_values().collect())
+        let mut tunnels = Tunnels::new(self.devices.into_values().collect());
+        tunnels.unread = unread;
+        tunnels
     }
 }
 
@@ -379,12 +388,17 @@ mod tests {
         ];
         let tunnels = Tunnels::new(devices);
         assert_eq!(tunnels.ports, [2152, 3386, 4789, 8472]);
-        assert_eq!(tunnels.problem(), None);
+        assert_eq!(tunnels.problems(), [""; 0]);
         let devices = [1, 2, 3, 4, 5, 4, 6].map(|port| listening(&format!("d{port}"), &[port]));
-        let tunnels = Tunnels::new(devices.into());
+        let mut tunnels = Tunnels::new(devices.into());
         assert_eq!(tunnels.ports, [1, 2, 3, 4]);
-        let problem = tunnels.problem().expect("two are too many");
+        tunnels.unread = vec![("vx0".to_owned(), "no buffer space".to_owned())];
+        let problems = tunnels.problems();
         let said = "pods can send packets into d5 at UDP port 5, d6 at UDP port 6 ";
-        assert!(problem.contains(said), "{problem}");
+        assert!(problems[0].contains(said), "{problems:?}");
+        assert!(
+            problems[1].contains("of vx0: no buffer space;"),
+            "{problems:?}"
+        );
     }
 }
