@@ -506,3 +506,58 @@ pub(super) fn array<V: bytemuck::Pod>(
         is_row,
     ))
 }
+
+/// On the real kernel: the object's tables without its programs.
+#[cfg(test)]
+mod tests {
+    use aya::EbpfLoader;
+
+    use super::super::load::{OBJECT, capacities};
+    use super::*;
+
+    #[test]
+    fn ports_of_tunnels_are_in_every_endpoints_row() {
+        assert!(!OBJECT.is_empty(), "this test needs `cargo xtask test`");
+        let mut ebpf = EbpfLoader::new()
+            .load(OBJECT)
+            .expect("root, to make tables");
+        let sizes = capacities(&BTreeMap::new()).expect("the defaults");
+        let mut tables = Tables::new(&mut ebpf, &sizes).expect("all tables");
+        let beyond = sizes[map::ENDPOINTS.name] + 1;
+        let put = |tables: &mut Tables, ifindex: u32, id: u32| {
+            let endpoint = Endpoint {
+                id,
+                ..Endpoint::default()
+            };
+            let op = Op::PutEndpoint { ifindex, endpoint };
+            tables.apply(&op).expect("room");
+        };
+        put(&mut tables, Former::GENERATION, 0);
+        put(&mut tables, 7, 1);
+        put(&mut tables, beyond, 2);
+        let ports = [4789, 8472, 0, 0];
+        tables.set_tunnel_ports(ports).expect("room");
+        put(&mut tables, 8, 3);
+        let in_kernel = |tables: &Tables| {
+            let row = |ifindex: u32| tables.endpoints.get(ifindex).expect("there").tunnel_ports;
+            let beyond = tables.endpoints_ext.get(Ifindex { ifindex: beyond });
+            let beyond = beyond.expect("readable").expect("there").tunnel_ports;
+            [row(Former::GENERATION), row(7), row(8), beyond]
+        };
+        assert_eq!(in_kernel(&tables), [[0; 4], ports, ports, ports]);
+        assert_eq!(tables.verify_endpoints(), [], "as they were written");
+
+        // Somebody clears them.
+        let cleared = Endpoint {
+            id: 1,
+            ..Endpoint::default()
+        };
+        tables.endpoints.put(7, cleared).expect("room");
+        assert_eq!(tables.verify_endpoints().len(), 1);
+        assert_eq!(in_kernel(&tables), [[0; 4], ports, ports, ports]);
+
+        tables.set_tunnel_ports([0; 4]).expect("room");
+        assert_eq!(in_kernel(&tables), [[0; 4]; 4]);
+        assert_eq!(tables.verify_endpoints(), []);
+    }
+}
