@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
+use policy_agent::report::Status;
 use policy_common::endpoint::Endpoint;
 use policy_common::guard::Guard;
 use policy_common::map;
@@ -282,15 +283,14 @@ fn a_table_of_guards_that_is_full_is_named_and_holds_up_nobody() {
     let says = "table guarded_v4 is full: 2 prefixes of pods, nodes or ipBlocks have no row";
     let is_said =
         |text: &str| text.contains(says) && text.contains("PORTCULLIS_TABLE_SIZES=guarded_v4=N");
-    let status = agent
-        .wait_for_status(|status| status.problems.iter().any(|problem| is_said(problem)))
-        .unwrap();
+    let is_named_alone = |status: &Status| {
+        let mut unmet = status.conditions.iter().filter(|condition| !condition.ok);
+        status.problems.iter().any(|problem| is_said(problem))
+            && unmet
+                .all(|condition| condition.name == "TablesWritten" && is_said(&condition.message))
+    };
+    let status = agent.wait_for_status(is_named_alone).unwrap();
     assert!(!status.ready);
-    let conditions = status.conditions.iter();
-    let mut unmet = conditions.filter(|condition| !condition.ok);
-    assert!(
-        unmet.all(|condition| condition.name == "TablesWritten" && is_said(&condition.message))
-    );
     check("", &[(&cast.tool, &cast.db, What::Tcp(80), false)]);
     let rows = v4(&cast);
     assert_eq!(rows.len(), wanted.len() - 2);
