@@ -8,6 +8,7 @@ mod drops;
 mod engine;
 mod exits;
 mod failure;
+mod guards;
 mod kernel;
 pub mod lock;
 mod operations;

@@ -138,7 +138,7 @@ impl Agent {
             ),
             None => format!("revision {}", self.engine.enforced_revision()),
         };
-        let without_room = self.engine.service_problems();
+        let without_room = self.engine.table_problems();
         let written = match without_room.as_slice() {
             [] => written,
             problems => format!("{written}; {}", problems.join("; ")),

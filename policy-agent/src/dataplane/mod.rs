@@ -16,6 +16,7 @@ mod events;
 mod exits;
 mod flow_tables;
 mod grace;
+mod guard_rows;
 mod installed;
 mod load;
 mod overtaken;
@@ -87,6 +88,16 @@ impl Dataplane {
     /// Executes one operation. Idempotent: what failed may be tried again.
     pub fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         self.tables.apply(op)
+    }
+
+    /// The UDP ports at which this node decapsulates, 0 where there are fewer: puts them into every endpoint's row, and
+    /// into those that operations put from now on.
+    ///
+    /// # Errors
+    ///
+    /// When a row cannot be put. Some may have the ports by then; calling it again puts the others.
+    pub fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
+        self.tables.set_tunnel_ports(ports)
     }
 
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in

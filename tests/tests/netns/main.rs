@@ -12,6 +12,7 @@ mod demo;
 mod documents;
 mod drift;
 mod flows;
+mod guards;
 mod interfaces;
 mod lifecycle;
 mod metrics;
