@@ -96,6 +96,18 @@ pub fn exit_l3(skb: TcContext) -> i32 {
     leave::<0>(&skb)
 }
 
+/// As `exit`, of IPoIB: 20 bytes of address and 4 of header.
+#[classifier]
+pub fn exit_ib(skb: TcContext) -> i32 {
+    leave::<24>(&skb)
+}
+
+/// On TC egress of every bridge.
+#[classifier]
+pub fn from_node(_skb: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
 /// What leaves the node, its network header at `N`: of interest only when it was deferred.
 #[inline(always)]
 fn leave<const N: usize>(skb: &TcContext) -> i32 {
