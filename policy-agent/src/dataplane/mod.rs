@@ -126,6 +126,12 @@ impl Dataplane {
         Ok(())
     }
 
+    /// An endpoint's interface belongs to this bridge or VRF now; 0 where it belongs to none. Packets that come in by
+    /// that are the endpoint's, too.
+    pub fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        self.tables.set_master(ifindex, master)
+    }
+
     /// Attaches programs, and makes sure that they run. What is attached and cannot be proven to run stays, because
     /// it may judge more than nothing.
     fn put(
