@@ -271,6 +271,7 @@ fn with_links(mut scan: Scan, links: &[u32], l3: &[u32]) -> Scan {
                 program: NetdevProgram::ToNetdev(layer),
                 hardware_address: Vec::new(),
                 is_veth: false,
+                leads_elsewhere: false,
             };
             (*ifindex, link)
         }));
@@ -1024,6 +1025,7 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
         program: NetdevProgram::FromNode,
         hardware_address: Vec::new(),
         is_veth: false,
+        leads_elsewhere: false,
     };
     fixture.engine.appeared(9, link);
     fixture.step_in_slices();
@@ -1038,7 +1040,7 @@ fn a_new_veth_waits_until_it_has_been_nobodys_for_some_time() {
     let with_veths = |ifindexes: &[u32], endpoints: &[(u32, u8)]| {
         let mut scan = with_links(scan(endpoints), ifindexes, &[]);
         for link in scan.links.values_mut() {
-            link.is_veth = true;
+            (link.is_veth, link.leads_elsewhere) = (true, true);
         }
         scan
     };

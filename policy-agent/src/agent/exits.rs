@@ -3,7 +3,7 @@
 //! Attaching takes some milliseconds each, and a host can have hundreds of interfaces. So it is done a few
 //! at a time, and what is to be done for pods comes in between.
 //!
-//! A veth that appears is probably a pod's, which other CNI plugins are still at work on. One of them, `bandwidth`,
+//! A veth that appears and leads into another network namespace is probably a pod's, which other CNI plugins are still at work on. One of them, `bandwidth`,
 //! fails where a clsact qdisc is; and what is attached to it would only have to be taken off again. So it waits until
 //! it has been nobody's for some time.
 
@@ -158,7 +158,7 @@ impl Exits {
                         } else {
                             Haste::None
                         },
-                        state: if late && link.is_veth && !is_endpoint {
+                        state: if late && link.is_veth && link.leads_elsewhere && !is_endpoint {
                             State::Waiting(now + NOBODYS)
                         } else {
                             State::Attaching(None)

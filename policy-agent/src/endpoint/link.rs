@@ -16,6 +16,8 @@ pub struct Link {
     pub hardware_address: Vec<u8>,
     /// Whether it is one side of a pair, as those that appear with pods are, many at a time.
     pub is_veth: bool,
+    /// Whether the other side is in another network namespace, as a pod's is.
+    pub leads_elsewhere: bool,
 }
 
 impl Link {
@@ -29,9 +31,11 @@ impl Link {
         };
         let mut program = NetdevProgram::ToNetdev(layer);
         let (mut name, mut hardware_address, mut is_veth) = (None, Vec::new(), false);
+        let mut leads_elsewhere = false;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(given) => name = Some(given.clone()),
+                LinkAttribute::LinkNetNsId(_) => leads_elsewhere = true,
                 LinkAttribute::Address(given) => hardware_address.clone_from(given),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
@@ -53,6 +57,7 @@ impl Link {
             program,
             hardware_address,
             is_veth,
+            leads_elsewhere,
         })
     }
 }
