@@ -58,8 +58,7 @@ pub async fn run(places: &Places, out: &mut impl Write) -> anyhow::Result<()> {
 
     // First, because with the plugin there and no agent no pod can start.
     let cni = places.cni.uninstall();
-    let before = Installed::look(&places.bpffs)
-        .context("looking for what is installed")?;
+    let before = Installed::look(&places.bpffs).context("looking for what is installed")?;
     for part in &before.parts {
         if let Err(error) = dataplane::remove(part) {
             writeln!(out, "failed  {part}: {error}")?;

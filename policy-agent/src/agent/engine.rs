@@ -893,8 +893,7 @@ impl<K: Kernel> Engine<K> {
                 Some(State::Attached) => Wish::None,
             }
         };
-        self.exits
-            .follow(&scan.links, self.exits_tried, now, wish);
+        self.exits.follow(&scan.links, self.exits_tried, now, wish);
         self.exits.step(&mut self.kernel, &mut self.operations, now)
     }
 

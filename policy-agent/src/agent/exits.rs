@@ -130,7 +130,9 @@ impl Exits {
                 (Wish::None, State::Attaching(_) | State::Attached) => {
                     exit.state = State::Detaching(None);
                 }
-                (Wish::Exit | Wish::InPlaceOfEndpoint, State::Detaching(_)) => exit.state = State::Attaching(None),
+                (Wish::Exit | Wish::InPlaceOfEndpoint, State::Detaching(_)) => {
+                    exit.state = State::Attaching(None)
+                }
                 _ => {}
             }
         }

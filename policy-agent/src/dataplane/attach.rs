@@ -107,8 +107,7 @@ pub(super) fn own(side: TcAttachType, filter: &Filter) -> Option<&'static Progra
 /// The first filter that packets meet and that is not ours.
 pub(super) fn first_foreign(seen: &Seen, side: TcAttachType) -> Option<&Filter> {
     let filters = seen.filters(side).iter();
-    let mut in_the_way =
-        filters.filter(|filter| filter.chain == 0 && own(side, filter).is_none());
+    let mut in_the_way = filters.filter(|filter| filter.chain == 0 && own(side, filter).is_none());
     in_the_way.next()
 }
 
@@ -352,8 +351,7 @@ fn attach_program(
     let (ifindex, mode) = (attachment.ifindex, attachment.mode);
     let interface = attachment.interface.clone();
     let pin = pin_path(site.bpffs, ifindex, program.pin, mode);
-    let explained =
-        |failure| explain(failure, program.name, ifindex, &interface, &pin);
+    let explained = |failure| explain(failure, program.name, ifindex, &interface, &pin);
     let id = site.program(program.name)?.info();
     let id = id.map_err(|error| explained(error.into()))?.id();
     let hook = Hook {
@@ -390,8 +388,7 @@ fn attach_program(
     attachment.hooks.push(hook);
     // What the other mode attached, or this one at another priority, goes now that this is there.
     for filter in seen.filters(program.side) {
-        let is_same = own(program.side, filter)
-            .is_some_and(|there| there.number == program.number)
+        let is_same = own(program.side, filter).is_some_and(|there| there.number == program.number)
             && Some((filter.priority, filter.handle)) != place;
         if is_same && let Err(error) = site.tc.remove_filter(ifindex, program.side, filter) {
             tracing::warn!(interface, %error, "a filter that another replaced stays");
@@ -518,8 +515,9 @@ fn attach_clsact(
         Err(ProgramError::TcError(TcError::NetlinkError(error)))
             if error.raw_os_error() == Some(libc::EEXIST) =>
         {
-            let old = SchedClassifierLink::attached(interface, program.side, priority, handle, None)
-                .map_err(Failure::Pin)?;
+            let old =
+                SchedClassifierLink::attached(interface, program.side, priority, handle, None)
+                    .map_err(Failure::Pin)?;
             loaded.attach_to_link(old)?
         }
         other => other?,
@@ -530,11 +528,7 @@ fn attach_clsact(
 }
 
 /// Detaches all programs; what is gone already is no error.
-pub(super) fn detach(
-    bpffs: &Path,
-    tc: &mut Tc,
-    attachment: Attachment,
-) -> Result<(), AttachError> {
+pub(super) fn detach(bpffs: &Path, tc: &mut Tc, attachment: Attachment) -> Result<(), AttachError> {
     let Attachment {
         ifindex,
         interface,
@@ -594,10 +588,8 @@ pub(super) fn prune(
     };
     let is_kept = |ifindex: u32, pin: &str| {
         let attachments = [endpoints, netdevs].into_iter();
-        let mut of_interface =
-            attachments.filter_map(|attachments| attachments.get(&ifindex));
-        of_interface
-            .any(|attachment| attachment.programs.iter().any(|program| program.pin == pin))
+        let mut of_interface = attachments.filter_map(|attachments| attachments.get(&ifindex));
+        of_interface.any(|attachment| attachment.programs.iter().any(|program| program.pin == pin))
     };
     let mut pruned = Vec::new();
     for entry in fs::read_dir(links(bpffs)).map_err(failed)? {

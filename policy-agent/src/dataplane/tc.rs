@@ -243,14 +243,7 @@ impl Tc {
             handle: QDISC_HANDLE,
         };
         let kind = attribute(TCA_KIND, b"clsact\0");
-        let asked = self.ask_with(
-            RTM_DELQDISC,
-            NLM_F_ACK,
-            &target,
-            0,
-            &kind,
-            |_message| {},
-        );
+        let asked = self.ask_with(RTM_DELQDISC, NLM_F_ACK, &target, 0, &kind, |_message| {});
         unless(asked, &[libc::ENOENT, libc::EINVAL, libc::ENODEV])
     }
 

@@ -201,8 +201,7 @@ fn verify_mark(ebpf: &mut Ebpf, program: &'static str, pin: &Path) -> Found {
     let found = format!("{}: it is not there", pin.display());
     let loaded = ebpf.program_mut(program);
     let loaded: &mut SchedClassifier = loaded.and_then(|program| program.try_into().ok())?;
-    let pinned =
-        make_room(pin).and_then(|()| loaded.pin(pin).map_err(io::Error::other));
+    let pinned = make_room(pin).and_then(|()| loaded.pin(pin).map_err(io::Error::other));
     Some((found, pinned.err()))
 }
 

@@ -258,7 +258,8 @@ impl Watcher {
                 match message.kind {
                     tc::RTM_DELLINK => {
                         let left = tc::link_of(message.payload);
-                        self.left.extend(left.filter(|ifindex| watched.has(*ifindex)));
+                        self.left
+                            .extend(left.filter(|ifindex| watched.has(*ifindex)));
                     }
                     tc::RTM_NEWLINK => {
                         let back = tc::link_of(message.payload);

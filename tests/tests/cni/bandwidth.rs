@@ -4,9 +4,7 @@
 use std::ffi::OsStr;
 
 use aya::util::KernelVersion;
-use portcullis_tests::netns::{
-    Agent, Host, Node, Outcome, Probe, SILENCE, Servers, What, probe,
-};
+use portcullis_tests::netns::{Agent, Host, Node, Outcome, Probe, SILENCE, Servers, What, probe};
 use serde_json::json;
 
 use super::runner::Sandbox;
@@ -44,10 +42,7 @@ fn assert_enforced(agent: &Agent<'_>, outside: &Host, pod: &Sandbox, web: &Sandb
     silent(outside.netns(), pod.address(true));
     let before = denied(agent);
     silent(&pod.netns, web.address(true));
-    assert!(
-        denied(agent) > before,
-        "what the pod sends meets from_pod"
-    );
+    assert!(denied(agent) > before, "what the pod sends meets from_pod");
 }
 
 /// Packets of pods here that policy denied to leave.

@@ -140,9 +140,7 @@ fn ours_goes_in_front_of_tcx_programs_of_others() {
     assert_eq!([pins(""), pins("-clsact")], [true, false]);
     others.attach(node.netns(), &exit.interface);
     agent
-        .wait_for_log(|line| {
-            line.contains("runs before exit") && line.contains(&exit.interface)
-        })
+        .wait_for_log(|line| line.contains("runs before exit") && line.contains(&exit.interface))
         .unwrap();
     assert_eq!([pins(""), pins("-clsact")], [true, false]);
     for pod in &sandboxes {

@@ -333,7 +333,8 @@ fn a_filter_before_ours_hides_nothing() {
             _ => agent,
         };
         await_repair(&cast, &agent, "program", || {
-            let pass = "tc filter add dev pcl-veth2 egress prio 3 protocol all matchall action pass";
+            let pass =
+                "tc filter add dev pcl-veth2 egress prio 3 protocol all matchall action pass";
             let add = ["-c", pass];
             cast.node.netns().script("sh", &add, "").unwrap();
         });
