@@ -213,6 +213,8 @@ pub(super) struct Site<'a> {
     pub(super) mode: AttachMode,
     /// The kernel's ids of this agent's programs.
     pub(super) ours: &'a BTreeSet<u32>,
+    /// Links that this agent has at the interface already, by the program's name. They last as long as they are held.
+    pub(super) held: BTreeMap<&'static str, FdLink>,
 }
 
 impl Site<'_> {
@@ -367,6 +369,7 @@ fn attach_program(
             // comes between is not judged, as it need not have been since the others came.
             if let Ok(Place::NotFirst(_)) = hook::by_tcx(ifindex, &hook, site.ours) {
                 remove_pin(&pin).map_err(explained)?;
+                drop(site.held.remove(program.name));
             }
             let loaded = site.program(program.name)?;
             let link = attach_tcx(loaded, &interface, program.side, &pin).map_err(explained)?;

@@ -144,26 +144,38 @@ impl Dataplane {
     ) -> Result<(), AttachError> {
         self.watched.forget(ifindex, role);
         let mut tc = self.connection(interface)?;
+        let attachments = match role {
+            Role::Endpoint => &mut self.attachments,
+            Role::Netdev => &mut self.netdevs,
+        };
+        let before = attachments.get_mut(&ifindex);
         let mut site = Site {
             ebpf: &mut self.ebpf,
             bpffs: &self.bpffs,
             tc: &mut tc,
             mode: self.attach_mode,
             ours: self.watched.ours(),
+            held: before
+                .map(|before| std::mem::take(&mut before.links))
+                .unwrap_or_default(),
         };
-        let attachment = attach::attach(&mut site, ifindex, interface, haste, programs)?;
+        let attachment = match attach::attach(&mut site, ifindex, interface, haste, programs) {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                if let Some(before) = attachments.get_mut(&ifindex) {
+                    before.links = site.held;
+                }
+                return Err(error);
+            }
+        };
+        // First, so that nothing is missed that happens after the proof.
+        self.watched.expect(ifindex, role, &attachment.hooks);
         let proven = attach::prove(&mut site, &attachment);
-        if proven.is_ok() {
-            self.watched.expect(ifindex, role, &attachment.hooks);
-        }
-        let attachments = match role {
-            Role::Endpoint => &mut self.attachments,
-            Role::Netdev => &mut self.netdevs,
-        };
         attachments.insert(ifindex, attachment);
-        // After a failure the connection may not be in order any more.
-        if proven.is_ok() {
-            self.tc = Some(tc);
+        match proven {
+            Ok(()) => self.tc = Some(tc),
+            // The connection may not be in order any more.
+            Err(_) => self.watched.forget(ifindex, role),
         }
         proven
     }
