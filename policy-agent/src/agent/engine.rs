@@ -69,6 +69,8 @@ pub struct Engine<K> {
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
     exits: Exits,
+    /// Pods that start are announced.
+    expects_announcements: bool,
     /// Plugins after ours add an `ingress` qdisc, in whose way clsact is.
     spares_clsact: bool,
     /// The exits that there were at the start were tried, so that endpoints may be attached.
@@ -210,6 +212,7 @@ impl<K: Kernel> Engine<K> {
             enforced: 0,
             endpoints: BTreeMap::new(),
             exits: Exits::default(),
+            expects_announcements: false,
             spares_clsact: false,
             exits_tried: false,
             took_over,
@@ -419,6 +422,11 @@ impl<K: Kernel> Engine<K> {
             }
         }
         *self.repairs.entry(what).or_default() += 1;
+    }
+
+    /// The CNI plugin announces pods that start, or did so to an earlier agent.
+    pub fn expect_announcements(&mut self) {
+        self.expects_announcements = true;
     }
 
     /// Whether CNI plugins that run after ours need the place of clsact at new interfaces.
@@ -882,13 +890,27 @@ impl<K: Kernel> Engine<K> {
         let Some(scan) = &self.scan else {
             return false;
         };
+        // A new veth is probably a pod's whose start goes on. So may be one that is there when the agent comes, if
+        // pods wait for that; but nobody has an address at the other end of an uplink.
+        let may_be_starting = |ifindex| {
+            let leads_elsewhere = scan
+                .links
+                .get(&ifindex)
+                .is_some_and(|link| link.leads_elsewhere);
+            let bears_addresses = || {
+                let interface = scan.interfaces.get(&ifindex);
+                interface.is_some_and(|interface| !interface.addresses.is_empty())
+            };
+            leads_elsewhere
+                && (self.exits_tried || (self.expects_announcements && bears_addresses()))
+        };
         let wish = |ifindex| {
             let endpoint = self.endpoints.get(&ifindex);
             match endpoint.map(|endpoint| &endpoint.state) {
                 // Before all pods are known, any veth could be one's.
                 None if !self.loaded && scan.veths.contains(&ifindex) => Wish::AsItIs,
-                None => Wish::Exit,
-                Some(State::Detaching(_) | State::Attaching(Some(_))) => Wish::InPlaceOfEndpoint,
+                None if may_be_starting(ifindex) => Wish::OnceNobodys,
+                None | Some(State::Detaching(_) | State::Attaching(Some(_))) => Wish::Exit,
                 Some(State::Programming { .. } | State::Attaching(None)) => Wish::AsItIs,
                 Some(State::Attached) => Wish::None,
             }

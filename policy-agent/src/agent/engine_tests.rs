@@ -1036,7 +1036,7 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
 fn a_new_veth_waits_until_it_has_been_nobodys_for_some_time() {
     let mut fixture = Fixture::new();
     fixture.engine.loaded();
-    // Those that there are at the start do not: no pod starts meanwhile that an agent would enforce.
+    // Those that there are at the start do not, unless the plugin announces pods.
     let with_veths = |ifindexes: &[u32], endpoints: &[(u32, u8)]| {
         let mut scan = with_links(scan(endpoints), ifindexes, &[]);
         for link in scan.links.values_mut() {

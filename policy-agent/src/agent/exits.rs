@@ -101,8 +101,8 @@ impl ExitState {
 pub(super) enum Wish {
     /// It is.
     Exit,
-    /// It is, at once: it is a pod's whose own programs go, or cannot be attached.
-    InPlaceOfEndpoint,
+    /// It is, once it has been nobody's for some time.
+    OnceNobodys,
     /// It is not.
     None,
     /// What it has, it keeps.
@@ -122,7 +122,8 @@ impl Exits {
         // It became an endpoint's, or is gone.
         self.exits.retain(|ifindex, exit| {
             !matches!(exit.state, State::Waiting(_))
-                || (links.contains_key(ifindex) && wish(*ifindex) == Wish::Exit)
+                || (links.contains_key(ifindex)
+                    && matches!(wish(*ifindex), Wish::Exit | Wish::OnceNobodys))
         });
         for (ifindex, exit) in &mut self.exits {
             let wish = links.get(ifindex).map_or(Wish::None, |_| wish(*ifindex));
@@ -130,9 +131,8 @@ impl Exits {
                 (Wish::None, State::Attaching(_) | State::Attached) => {
                     exit.state = State::Detaching(None);
                 }
-                (Wish::Exit | Wish::InPlaceOfEndpoint, State::Detaching(_)) => {
-                    exit.state = State::Attaching(None)
-                }
+                (Wish::Exit | Wish::OnceNobodys, State::Detaching(_))
+                | (Wish::Exit, State::Waiting(_)) => exit.state = State::Attaching(None),
                 _ => {}
             }
         }
@@ -147,9 +147,9 @@ impl Exits {
                 }
                 Some(_) => {}
                 None => {
-                    let is_endpoint = match wish(*ifindex) {
-                        Wish::Exit => false,
-                        Wish::InPlaceOfEndpoint => true,
+                    let state = match wish(*ifindex) {
+                        Wish::Exit => State::Attaching(None),
+                        Wish::OnceNobodys => State::Waiting(now + NOBODYS),
                         Wish::None | Wish::AsItIs => continue,
                     };
                     let exit = Exit {
@@ -160,11 +160,7 @@ impl Exits {
                         } else {
                             Haste::None
                         },
-                        state: if late && link.is_veth && link.leads_elsewhere && !is_endpoint {
-                            State::Waiting(now + NOBODYS)
-                        } else {
-                            State::Attaching(None)
-                        },
+                        state,
                     };
                     self.exits.insert(*ifindex, exit);
                 }

@@ -174,6 +174,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     agent.adopt_attachments()?;
     agent.look_for_bandwidth();
+    if agent.config.cni.is_some() || agent.engine.announced().iter().next().is_some() {
+        agent.engine.expect_announcements();
+    }
     agent.run(events, stop).await?;
     let _nobody_connects_any_more = std::fs::remove_file(&socket);
     tracing::info!("policy-agent stops; programs, tables and connections stay in force");
