@@ -39,7 +39,7 @@ use super::guards::Guards;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
 use super::services::ServiceAddresses;
-use crate::dataplane::{ApplyError, AttachError, DriftedPart, Haste};
+use crate::dataplane::{ApplyError, AttachError, Drift, DriftedPart, Haste, Role};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
 use crate::endpoint::{Announced, Announcement, Interface, Link, LocalPods, Scan, Tunnels};
@@ -76,6 +76,10 @@ pub struct Engine<K> {
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
     exits: Exits,
+    /// Pods that start are announced.
+    expects_announcements: bool,
+    /// Plugins after ours add an `ingress` qdisc, in whose way clsact is.
+    spares_clsact: bool,
     /// The exits that there were at the start were tried, so that endpoints may be attached.
     exits_tried: bool,
     /// An earlier agent's tables are led over from.
@@ -232,6 +236,8 @@ impl<K: Kernel> Engine<K> {
             enforced: 0,
             endpoints: BTreeMap::new(),
             exits: Exits::default(),
+            expects_announcements: false,
+            spares_clsact: false,
             exits_tried: false,
             took_over,
             operations: Operations::default(),
@@ -435,46 +441,61 @@ impl<K: Kernel> Engine<K> {
         self.scan.is_some() || !self.compiler.is_adopting()
     }
 
-    /// Compares the kernel with what was put there. What drifted is repaired, by the next step at the latest.
+    /// Compares tables and pins with what was put there. What drifted is repaired, by the next step at the latest.
     pub fn verify(&mut self) {
         for drift in self.kernel.verify() {
-            let endpoint = drift
-                .ifindex
-                .and_then(|ifindex| self.endpoints.get_mut(&ifindex));
-            let (pod, interface) = match &endpoint {
-                Some(endpoint) => (
-                    endpoint.local.pod.to_string(),
-                    &*endpoint.local.host_interface,
-                ),
-                None => (String::new(), ""),
-            };
-            let (what, found) = (drift.part.as_str(), &drift.found);
-            match &drift.error {
-                None => {
-                    tracing::warn!(what, pod, interface, found, "drifted, and is repaired");
+            self.drifted(&drift);
+        }
+    }
+
+    /// Something is not as it was put. A program is attached again by the next step.
+    pub fn drifted(&mut self, drift: &Drift) {
+        let endpoint = drift
+            .ifindex
+            .filter(|_| drift.role == Role::Endpoint)
+            .and_then(|ifindex| self.endpoints.get_mut(&ifindex));
+        let is_program = drift.part == DriftedPart::Program;
+        let mut pod = String::new();
+        let interface = match (endpoint, drift.ifindex) {
+            (Some(endpoint), _) => {
+                if is_program && matches!(endpoint.state, State::Attached) {
+                    endpoint.state = State::Attaching(None);
                 }
-                Some(error) => {
-                    tracing::error!(
-                        what,
-                        pod,
-                        interface,
-                        found,
-                        error,
-                        "drifted, and cannot be repaired; trying again"
-                    );
-                }
+                pod = endpoint.local.pod.to_string();
+                Some(&*endpoint.local.host_interface)
             }
-            *self.repairs.entry(what).or_default() += 1;
-            match (drift.part, endpoint, drift.ifindex) {
-                (DriftedPart::Program, Some(endpoint), _) => {
-                    if matches!(endpoint.state, State::Attached) {
-                        endpoint.state = State::Attaching(None);
-                    }
-                }
-                (DriftedPart::Program, None, Some(ifindex)) => self.exits.lost(ifindex),
-                _ => {}
+            (None, Some(ifindex)) if is_program => self.exits.lost(ifindex),
+            (None, Some(ifindex)) => self.exits.name(ifindex),
+            (None, None) => None,
+        };
+        let interface = interface.unwrap_or_default();
+        let (what, found) = (drift.part.as_str(), &drift.found);
+        match &drift.error {
+            None => {
+                tracing::warn!(what, pod, interface, found, "drifted, and is repaired");
+            }
+            Some(error) => {
+                tracing::error!(
+                    what,
+                    pod,
+                    interface,
+                    found,
+                    error,
+                    "drifted, and cannot be repaired; trying again"
+                );
             }
         }
+        *self.repairs.entry(what).or_default() += 1;
+    }
+
+    /// The CNI plugin announces pods that start, or did so to an earlier agent.
+    pub fn expect_announcements(&mut self) {
+        self.expects_announcements = true;
+    }
+
+    /// Whether CNI plugins that run after ours need the place of clsact at new interfaces.
+    pub fn spare_clsact(&mut self, spares: bool) {
+        self.spares_clsact = spares;
     }
 
     /// How often something had drifted, by [`DriftedPart::as_str`]; every part is there.
@@ -954,17 +975,32 @@ impl<K: Kernel> Engine<K> {
         let Some(scan) = &self.scan else {
             return false;
         };
+        // A new veth is probably a pod's whose start goes on. So may be one that is there when the agent comes, if
+        // pods wait for that; but nobody has an address at the other end of an uplink.
+        let may_be_starting = |ifindex| {
+            let leads_elsewhere = scan
+                .links
+                .get(&ifindex)
+                .is_some_and(|link| link.leads_elsewhere);
+            let bears_addresses = || {
+                let interface = scan.interfaces.get(&ifindex);
+                interface.is_some_and(|interface| !interface.addresses.is_empty())
+            };
+            leads_elsewhere
+                && (self.exits_tried || (self.expects_announcements && bears_addresses()))
+        };
         let wish = |ifindex| {
             let endpoint = self.endpoints.get(&ifindex);
             match endpoint.map(|endpoint| &endpoint.state) {
                 // Before all pods are known, any veth could be one's.
                 None if !self.loaded && scan.veths.contains(&ifindex) => Wish::AsItIs,
+                None if may_be_starting(ifindex) => Wish::OnceNobodys,
                 None | Some(State::Detaching(_) | State::Attaching(Some(_))) => Wish::Exit,
                 Some(State::Programming { .. } | State::Attaching(None)) => Wish::AsItIs,
                 Some(State::Attached) => Wish::None,
             }
         };
-        self.exits.follow(&scan.links, self.exits_tried, wish);
+        self.exits.follow(&scan.links, self.exits_tried, now, wish);
         self.exits.step(&mut self.kernel, &mut self.operations, now)
     }
 
@@ -981,8 +1017,8 @@ impl<K: Kernel> Engine<K> {
             }
             let interface = &endpoint.local.host_interface;
             let haste = match self.announced.of(&endpoint.interface) {
-                Some(_) => Haste::Waited,
-                None => Haste::None,
+                Some(_) if !self.spares_clsact => Haste::Waited,
+                _ => Haste::None,
             };
             let outcome = self.kernel.attach(*ifindex, interface, haste);
             self.operations.note(ATTACH, &outcome);

@@ -12,7 +12,7 @@ use policy_core::model::{
 };
 
 use super::*;
-use crate::dataplane::{ApplyError, Drift, LinkLayer};
+use crate::dataplane::{ApplyError, Drift, LinkLayer, NetdevProgram};
 use crate::datastore::convert::Service;
 use crate::endpoint::{Link, Peer};
 
@@ -88,22 +88,20 @@ impl Kernel for Fake {
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachment("detach", ifindex)
     }
-    fn attach_exit(
+    fn attach_netdev(
         &mut self,
         ifindex: u32,
         _: &str,
-        layer: LinkLayer,
+        program: NetdevProgram,
         haste: Haste,
     ) -> Result<(), AttachError> {
-        let word = match (layer, haste) {
-            (LinkLayer::Ethernet, Haste::None) => "exit to",
-            (LinkLayer::Network, Haste::None) => "exit_l3 to",
-            (LinkLayer::Ethernet, Haste::Waited) => "exit soon to",
-            (LinkLayer::Network, Haste::Waited) => "exit_l3 soon to",
+        let word = match haste {
+            Haste::None => "to",
+            Haste::Waited => "soon to",
         };
-        self.attachment(word, ifindex)
+        self.attachment(&format!("{} {word}", program.name()), ifindex)
     }
-    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
+    fn detach_netdev(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachment("exit from", ifindex)
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
@@ -283,9 +281,10 @@ fn with_links(mut scan: Scan, links: &[u32], l3: &[u32]) -> Scan {
         scan.links.extend(ifindexes.iter().map(|ifindex| {
             let link = Link {
                 name: format!("link{ifindex}"),
-                layer,
+                program: NetdevProgram::ToNetdev(layer),
                 hardware_address: Vec::new(),
                 is_veth: false,
+                leads_elsewhere: false,
             };
             (*ifindex, link)
         }));
@@ -1156,7 +1155,13 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
     let counts = fixture.engine.exit_counts();
     assert_eq!(
         counts,
-        [("attached", 4), ("attaching", 0), ("detaching", 0)].into()
+        [
+            ("attached", 4),
+            ("attaching", 0),
+            ("detaching", 0),
+            ("waiting", 0)
+        ]
+        .into()
     );
 
     // An interface that comes and one that goes; one that was made anew under its index.
@@ -1170,13 +1175,60 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
     );
     let link = Link {
         name: "tunnel".to_owned(),
-        layer: LinkLayer::Network,
+        program: NetdevProgram::FromNode,
         hardware_address: Vec::new(),
         is_veth: false,
+        leads_elsewhere: false,
     };
     fixture.engine.appeared(9, link);
     fixture.step_in_slices();
-    assert_eq!(fixture.done(), ["exit_l3 soon to 9"]);
+    assert_eq!(fixture.done(), ["from_node soon to 9"]);
+}
+
+#[test]
+fn a_new_veth_waits_until_it_has_been_nobodys_for_some_time() {
+    let mut fixture = Fixture::new();
+    fixture.engine.loaded();
+    // Those that there are at the start do not, unless the plugin announces pods.
+    let with_veths = |ifindexes: &[u32], endpoints: &[(u32, u8)]| {
+        let mut scan = with_links(scan(endpoints), ifindexes, &[]);
+        for link in scan.links.values_mut() {
+            (link.is_veth, link.leads_elsewhere) = (true, true);
+        }
+        scan
+    };
+    fixture.engine.scanned(with_veths(&[3], &[]));
+    fixture.step_in_slices();
+    assert_eq!(fixture.done(), ["exit to 3"]);
+
+    fixture
+        .engine
+        .scanned(with_veths(&[3, 7, 8], &[(7, 1), (8, 2)]));
+    let until = fixture.step().expect("looks again");
+    assert_eq!(until, fixture.now + Duration::from_secs(10));
+    assert_eq!(fixture.done(), [""; 0]);
+    assert!(fixture.engine.is_settled());
+    let words: Vec<_> = fixture.engine.exits().map(|exit| exit.word).collect();
+    assert_eq!(words, ["attached", "waiting", "waiting"]);
+
+    // One becomes a pod's, the other nobody's.
+    fixture.engine.changed(vec![pod("a", 1)]);
+    fixture.step_in_slices();
+    assert_eq!(fixture.done_of(&["exit", "attach"]), ["attach 7"]);
+    fixture.now = until;
+    fixture.step_in_slices();
+    assert_eq!(fixture.done(), ["exit to 8"]);
+    let words: Vec<_> = fixture.engine.exits().map(|exit| exit.word).collect();
+    assert_eq!(words, ["attached"; 2]);
+
+    // A pod's that cannot be attached has it at once.
+    fixture.refuse("attach 9", 1);
+    fixture.engine.changed(vec![pod("c", 3)]);
+    fixture
+        .engine
+        .scanned(with_veths(&[3, 7, 8, 9], &[(7, 1), (8, 2), (9, 3)]));
+    fixture.step_in_slices();
+    assert_eq!(fixture.done_of(&["exit", "attach"]), ["exit to 9"]);
 }
 
 #[test]
@@ -1238,6 +1290,11 @@ fn a_program_that_was_detached_is_attached_again() {
     fixture.step_until_quiet();
     let drift = |part, ifindex| Drift {
         part,
+        role: if ifindex == Some(9) {
+            Role::Netdev
+        } else {
+            Role::Endpoint
+        },
         ifindex,
         found: "another".to_owned(),
         error: None,

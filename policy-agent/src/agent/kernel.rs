@@ -2,7 +2,7 @@
 
 use policy_core::op::Op;
 
-use crate::dataplane::{ApplyError, AttachError, Dataplane, Drift, Haste, LinkLayer};
+use crate::dataplane::{ApplyError, AttachError, Dataplane, Drift, Haste, NetdevProgram};
 
 /// Executes what the engine decides.
 pub trait Kernel {
@@ -14,16 +14,16 @@ pub trait Kernel {
     fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError>;
     /// See [`Dataplane::detach`].
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
-    /// See [`Dataplane::attach_exit`].
-    fn attach_exit(
+    /// See [`Dataplane::attach_netdev`].
+    fn attach_netdev(
         &mut self,
         ifindex: u32,
         interface: &str,
-        layer: LinkLayer,
+        program: NetdevProgram,
         haste: Haste,
     ) -> Result<(), AttachError>;
-    /// See [`Dataplane::detach_exit`].
-    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError>;
+    /// See [`Dataplane::detach_netdev`].
+    fn detach_netdev(&mut self, ifindex: u32) -> Result<(), AttachError>;
     /// See [`Dataplane::prune`].
     fn prune(&mut self) -> Result<Vec<u32>, AttachError>;
     /// See [`Dataplane::verify`].
@@ -43,17 +43,17 @@ impl Kernel for Dataplane {
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.detach(ifindex)
     }
-    fn attach_exit(
+    fn attach_netdev(
         &mut self,
         ifindex: u32,
         interface: &str,
-        layer: LinkLayer,
+        program: NetdevProgram,
         haste: Haste,
     ) -> Result<(), AttachError> {
-        self.attach_exit(ifindex, interface, layer, haste)
+        self.attach_netdev(ifindex, interface, program, haste)
     }
-    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        self.detach_exit(ifindex)
+    fn detach_netdev(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.detach_netdev(ifindex)
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         self.prune()

@@ -27,7 +27,7 @@ use super::guard_rows::GuardRows;
 use super::load::{Data, take_as};
 use super::row::Row;
 use super::service_rows::ServiceRows;
-use super::verify::{Drift, DriftedPart};
+use super::verify::{Drift, DriftedPart, Role};
 
 /// One row of [`super::Dataplane::counters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,6 +328,7 @@ impl Tables {
             let outcome = self.put_endpoint(ifindex, row);
             drifts.push(Drift {
                 part: DriftedPart::EndpointRow,
+                role: Role::Endpoint,
                 ifindex: (ifindex != Former::GENERATION).then_some(ifindex),
                 found,
                 error: outcome.err().map(|error| error.to_string()),

@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::time::timeout;
 
 use super::*;
-use crate::dataplane::LinkLayer;
+use crate::dataplane::{LinkLayer, NetdevProgram};
 use crate::endpoint::Tunnels;
 
 /// Namespaces that go when this does, whatever happened.
@@ -218,9 +218,12 @@ fn finds_and_follows_what_is_the_nodes_own() {
             let mut links = scan.links.values();
             links.find(|link| link.name == name).cloned()
         };
-        assert_eq!([named(&scan, "lo"), named(&scan, "pcl-br")], [None, None]);
+        assert_eq!(named(&scan, "lo"), None);
+        let bridge = named(&scan, "pcl-br").expect("found");
+        assert_eq!(bridge.program, NetdevProgram::FromNode);
         let ethernet = named(&scan, "pcl-eth").expect("found");
-        assert_eq!(ethernet.layer, LinkLayer::Ethernet);
+        let wanted = NetdevProgram::ToNetdev(LinkLayer::Ethernet);
+        assert_eq!(ethernet.program, wanted);
 
         ip(&["addr", "del", "192.0.2.9/32", "dev", "lo"]);
         let gone = address("192.0.2.9");
