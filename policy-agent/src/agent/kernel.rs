@@ -8,6 +8,8 @@ use crate::dataplane::{ApplyError, AttachError, Dataplane, Drift, Haste, LinkLay
 pub trait Kernel {
     /// See [`Dataplane::apply`].
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError>;
+    /// See [`Dataplane::set_master`].
+    fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError>;
     /// See [`Dataplane::attach`].
     fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError>;
     /// See [`Dataplane::detach`].
@@ -31,6 +33,9 @@ pub trait Kernel {
 impl Kernel for Dataplane {
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         self.apply(op)
+    }
+    fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        self.set_master(ifindex, master)
     }
     fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError> {
         self.attach(ifindex, interface, haste)

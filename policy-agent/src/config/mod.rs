@@ -8,7 +8,7 @@ mod mark;
 
 pub use api::{ApiConfig, ApiSettings};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,8 +19,10 @@ use clap::Args;
 use policy_common::service::MarkBits;
 use tracing::Level;
 
+use crate::agent::EndpointSettings;
 use crate::cni::CniSettings;
 use crate::dataplane;
+use crate::endpoint::Secondaries;
 
 /// Settings as given: each flag is also an environment variable, and the flag wins.
 #[derive(Args, Clone, Debug)]
@@ -113,6 +115,26 @@ pub struct Settings {
         value_name = "MASK"
     )]
     pub mark_mask: String,
+
+    /// Pods' further interfaces, beside the one that Kubernetes knows of: `enforce`, by the pod's policies, or `report`
+    #[arg(
+        long,
+        env = "PORTCULLIS_SECONDARY_INTERFACES",
+        default_value = "enforce",
+        value_name = "WHAT"
+    )]
+    pub secondary_interfaces: String,
+
+    /// Namespaces whose pods are routers, and may send from addresses that are not their own: `NAME,...`
+    #[arg(
+        long,
+        env = "PORTCULLIS_ROUTER_NAMESPACES",
+        default_value = "",
+        value_name = "NAME,...",
+        hide_default_value = true
+    )]
+    pub router_namespaces: String,
+
     /// Whether this agent keeps policy-cni in the node's CNI configuration: true or false
     #[arg(
         long,
@@ -157,6 +179,8 @@ pub struct Config {
     pub table_sizes: BTreeMap<String, u32>,
     /// Where in a packet's mark its endpoint is named.
     pub mark: MarkBits,
+    /// How endpoints are treated.
+    pub endpoints: EndpointSettings,
     /// What of the CNI plugin is to be kept installed, if it is.
     pub cni: Option<CniSettings>,
 }
@@ -327,6 +351,10 @@ impl Settings {
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
             mark: mark::mark_bits(&self.mark_mask)?,
+            endpoints: EndpointSettings {
+                secondaries: secondaries(&self.secondary_interfaces)?,
+                router_namespaces: router_namespaces(&self.router_namespaces)?,
+            },
             cni: boolean("PORTCULLIS_INSTALL_CNI", &self.install_cni)?.then(|| self.cni.clone()),
         })
     }
@@ -396,6 +424,47 @@ pub fn boolean(variable: &'static str, value: &str) -> Result<bool, ConfigError>
     }
 }
 
+fn secondaries(value: &str) -> Result<Secondaries, ConfigError> {
+    match value {
+        "enforce" => Ok(Secondaries::Enforce),
+        "report" => Ok(Secondaries::Report),
+        _ => Err(ConfigError::Unknown {
+            variable: "PORTCULLIS_SECONDARY_INTERFACES",
+            value: value.to_owned(),
+            choices: "enforce, report",
+        }),
+    }
+}
+
+fn router_namespaces(text: &str) -> Result<BTreeSet<Arc<str>>, ConfigError> {
+    let names = text.split(',').map(str::trim);
+    names
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            if is_namespace_name(name) {
+                return Ok(name.into());
+            }
+            Err(ConfigError::Malformed {
+                variable: "PORTCULLIS_ROUTER_NAMESPACES",
+                value: text.to_owned(),
+                why: format!(
+                    "{name:?} is no name of a namespace: 1 to 63 of a-z, 0-9 and '-', '-' neither first nor last"
+                ),
+            })
+        })
+        .collect()
+}
+
+/// Whether `name` is a DNS label (RFC 1123), as Kubernetes wants names of namespaces.
+fn is_namespace_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
 fn table_sizes(text: &str) -> Result<BTreeMap<String, u32>, ConfigError> {
     let mut sizes = BTreeMap::new();
     for part in text
@@ -445,6 +514,8 @@ mod tests {
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
             mark_mask: "0xffff0000".to_owned(),
+            secondary_interfaces: "enforce".to_owned(),
+            router_namespaces: String::new(),
             install_cni: "false".to_owned(),
             cni: CniSettings::default(),
         }
