@@ -150,6 +150,8 @@ impl World<'_> {
                 subject: Subject::Current,
                 origin: Origin::Announced,
                 addresses: vec![pod.ip],
+                is_router: false,
+                records: false,
             };
             wanted.insert(format!("zendpoint {name}"), Change::Endpoint(endpoint));
         }

@@ -248,6 +248,10 @@ pub struct LocalEndpoint {
     pub origin: Origin,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
+    /// See [`Endpoint::ROUTER`](policy_common::endpoint::Endpoint::ROUTER).
+    pub is_router: bool,
+    /// See [`Endpoint::RECORD`](policy_common::endpoint::Endpoint::RECORD).
+    pub records: bool,
 }
 
 impl LocalEndpoint {

@@ -54,6 +54,8 @@ pub fn cluster(policies: usize, pods: usize, local: usize) -> Vec<Change> {
                 subject: Subject::Current,
                 origin: Origin::Announced,
                 addresses: made.addresses,
+                is_router: false,
+                records: false,
             }));
         }
     }

@@ -208,6 +208,8 @@ fn change() -> impl Strategy<Value = Change> {
                 subject: subject.unwrap_or_default(),
                 origin,
                 addresses: vec![address(index)],
+                is_router: false,
+                records: false,
             })
         },
     );

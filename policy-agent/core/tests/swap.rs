@@ -66,6 +66,8 @@ fn endpoint(ifindex: u32, name: &str) -> Change {
         subject: Subject::Current,
         origin: Origin::Announced,
         addresses: vec![],
+        is_router: false,
+        records: false,
     })
 }
 

@@ -377,6 +377,7 @@ impl<K: Kernel> Engine<K> {
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
+            self.tell_masters();
             if self.stuck.is_none() && self.queue.is_empty() {
                 if !self.has_changes() {
                     self.collect_garbage();
@@ -391,7 +392,6 @@ impl<K: Kernel> Engine<K> {
                 }
                 self.exits_tried = self.scan.is_some() && self.exits_may_come();
             }
-            self.tell_masters();
             self.attach_endpoints(now);
             let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
             let waits = !self.has_changes() || !self.knows_endpoints();
@@ -717,6 +717,8 @@ impl<K: Kernel> Engine<K> {
                 subject: binding.subject(&self.pods),
                 origin: binding.origin(),
                 addresses: binding.addresses.clone(),
+                is_router: self.settings.router_namespaces.contains(&pod.namespace),
+                records: false,
                 pod,
             };
             let found = scan.interfaces.get(&ifindex);
@@ -762,8 +764,7 @@ impl<K: Kernel> Engine<K> {
     fn tell_masters(&mut self) {
         for (ifindex, endpoint) in &mut self.endpoints {
             if endpoint.told_master == Some(endpoint.master)
-                // Only those that have a row.
-                || matches!(endpoint.state, State::Programming { .. } | State::Detaching(_))
+                || matches!(endpoint.state, State::Detaching(_))
             {
                 continue;
             }

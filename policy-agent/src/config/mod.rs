@@ -4,7 +4,6 @@ mod api;
 mod credentials;
 mod in_cluster;
 mod kubeconfig;
-mod mark;
 
 pub use api::{ApiConfig, ApiSettings};
 
@@ -16,7 +15,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
-use policy_common::service::MarkBits;
 use tracing::Level;
 
 use crate::agent::EndpointSettings;
@@ -107,15 +105,6 @@ pub struct Settings {
     )]
     pub table_sizes: String,
 
-    /// Bits of a packet's mark that name its pod on the way to a Service: contiguous, and nobody else's
-    #[arg(
-        long,
-        env = "PORTCULLIS_MARK_MASK",
-        default_value = "0xffff0000",
-        value_name = "MASK"
-    )]
-    pub mark_mask: String,
-
     /// Pods' further interfaces, beside the one that Kubernetes knows of: `enforce`, by the pod's policies, or `report`
     #[arg(
         long,
@@ -177,8 +166,6 @@ pub struct Config {
     pub log_decisions: bool,
     /// Table sizes that differ from the defaults.
     pub table_sizes: BTreeMap<String, u32>,
-    /// Where in a packet's mark its endpoint is named.
-    pub mark: MarkBits,
     /// How endpoints are treated.
     pub endpoints: EndpointSettings,
     /// What of the CNI plugin is to be kept installed, if it is.
@@ -350,7 +337,6 @@ impl Settings {
             log_drops: boolean("PORTCULLIS_LOG_DROPS", &self.log_drops)?,
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
-            mark: mark::mark_bits(&self.mark_mask)?,
             endpoints: EndpointSettings {
                 secondaries: secondaries(&self.secondary_interfaces)?,
                 router_namespaces: router_namespaces(&self.router_namespaces)?,
@@ -513,7 +499,6 @@ mod tests {
             log_drops: "true".to_owned(),
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
-            mark_mask: "0xffff0000".to_owned(),
             secondary_interfaces: "enforce".to_owned(),
             router_namespaces: String::new(),
             install_cni: "false".to_owned(),

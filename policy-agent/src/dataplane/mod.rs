@@ -89,11 +89,6 @@ impl Dataplane {
         self.tables.apply(op)
     }
 
-    /// Says which device the host side of an endpoint is a port of, 0 for none; the endpoint's row must be in place.
-    pub fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
-        self.tables.set_master(ifindex, master)
-    }
-
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
     /// place. Where an earlier agent's programs are attached, they are replaced without a gap, and
     /// stay attached the way they are; where ours are already, what is not at its place is attached again,
@@ -121,6 +116,12 @@ impl Dataplane {
             changeover.carry_over(endpoint);
         }
         Ok(())
+    }
+
+    /// An endpoint's interface belongs to this bridge or VRF now; 0 where it belongs to none. Packets that come in by
+    /// that are the endpoint's, too.
+    pub fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        self.tables.set_master(ifindex, master)
     }
 
     /// Detaches both programs; an interface that is gone, or was never attached, is no error. To be

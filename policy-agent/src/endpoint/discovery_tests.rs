@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::time::timeout;
 
 use super::*;
+use crate::endpoint::Device;
 use crate::dataplane::LinkLayer;
 
 /// Namespaces that go when this does, whatever happened.
@@ -105,7 +106,7 @@ fn finds_and_follows_pod_interfaces() {
     let (inner_node, inner_pod) = (node.clone(), pod.clone());
     within(&node, async move || {
         let (node, pod) = (inner_node, inner_pod);
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         let empty = until(&mut discovery, "nothing there", |_| true).await;
         // Some kernels make tunnels in every namespace.
         let empty = Scan {
@@ -163,7 +164,7 @@ fn finds_and_follows_pod_interfaces() {
             [address("10.9.0.5"), address("fd00:9::5")],
             "no link-local address"
         );
-        assert!(now.is_same_device(&first));
+        assert!(Device::of(&first).is(&now));
 
         // Not pods: both ends on the node, and other kinds of interface.
         ip(&[
@@ -192,7 +193,7 @@ fn finds_and_follows_what_is_the_nodes_own() {
     let inner_node = node.clone();
     within(&node, async move || {
         let ip = |arguments: &[&str]| ip(&[&["-n", &inner_node], arguments].concat());
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         ip(&["link", "set", "lo", "up"]);
         ip(&["addr", "add", "192.0.2.9/32", "dev", "lo"]);
         ip(&[
@@ -259,7 +260,7 @@ fn an_interface_is_told_of_before_a_scan_has_it() {
                 "192.0.2.1",
             ]);
         };
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         until(&mut discovery, "nothing there", |_| true).await;
         ip(&["-n", &node, "link", "add", "pcl-veth", "type", "veth"]);
         ip(&["-n", &node, "link", "add", "pcl-br", "type", "bridge"]);
@@ -320,7 +321,7 @@ fn a_neighbouring_nodes_pods_are_not_ours() {
         (two, &["10.9.0.2"]),
     ] {
         let found = within(&node, async || {
-            let mut discovery = start().expect("netlink");
+            let mut discovery = start(BTreeSet::new()).expect("netlink");
             let scan = until(&mut discovery, "the first scan", |_| true).await;
             let interfaces = scan.interfaces.into_values();
             let mut addresses: Vec<_> = interfaces
@@ -341,7 +342,7 @@ fn a_requested_scan_sees_what_was_there_before_the_request() {
     let inner = (node.clone(), pod);
     within(&node, async move || {
         let (node, pod) = inner;
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         for round in 0..5 {
             let name = format!("pcl-h{round}");
             let peer = format!("eth{round}");
