@@ -344,6 +344,17 @@ impl<K: Kernel> Engine<K> {
         self.bindings.unenforced()
     }
 
+    /// How many of pods' further interfaces are enforced, and how many are only named.
+    pub fn secondary_counts(&self) -> [(&'static str, usize); 2] {
+        let enforced = self.endpoints.values().filter(|endpoint| {
+            endpoint.local.origin == Origin::Secondary && matches!(endpoint.state, State::Attached)
+        });
+        [
+            ("enforced", enforced.count()),
+            ("reported", self.unenforced().len()),
+        ]
+    }
+
     fn has_secondaries(&self) -> bool {
         self.endpoints
             .values()

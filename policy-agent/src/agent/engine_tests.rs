@@ -814,7 +814,10 @@ fn an_announced_endpoint_stays_until_it_is_retracted_or_its_device_goes() {
         let mut endpoints = engine.endpoints();
         let found = endpoints.find(|(local, _)| local.ifindex == 9);
         let addresses = &found.expect("an endpoint").0.addresses;
-        addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
     };
     assert_eq!(
         addresses(&fixture.engine),
@@ -1205,7 +1208,9 @@ fn a_found_device_stays_its_pods_whatever_the_pod_and_the_api_do() {
         ("it bears nothing but a neighbour's address", |engine| {
             engine.scanned(bearing(scan(&[(7, 1), (8, 2)]), 7, &["10.0.0.2"]));
         }),
-        ("its pod is gone", |engine| engine.changed(vec![pod_gone("a")])),
+        ("its pod is gone", |engine| {
+            engine.changed(vec![pod_gone("a")])
+        }),
         ("its pod has another address by the API", |engine| {
             engine.changed(vec![labelled("a", "u1", "web", 9)]);
         }),
@@ -1235,10 +1240,17 @@ fn a_found_device_stays_its_pods_whatever_the_pod_and_the_api_do() {
         assert_eq!(view(&fixture.engine, 8), neighbour, "{what}");
         assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0], "{what}");
         let owner = |last: u8| {
-            let owner = fixture.engine.compiler.pod_of_address([10, 0, 0, last].into());
+            let owner = fixture
+                .engine
+                .compiler
+                .pod_of_address([10, 0, 0, last].into());
             owner.map(|pod| pod.to_string())
         };
-        assert_eq!(owner(1).as_deref(), Some("shop/a"), "{what}: it stays a peer");
+        assert_eq!(
+            owner(1).as_deref(),
+            Some("shop/a"),
+            "{what}: it stays a peer"
+        );
         assert_eq!(owner(2).as_deref(), Some("shop/b"), "{what}");
         assert!(fixture.engine.is_settled(), "{what}");
 
@@ -1301,7 +1313,9 @@ fn a_device_that_leads_to_a_pods_namespace_is_the_pods() {
         view(&fixture.engine, 9),
         (first.0.clone(), first.1, none.clone())
     );
-    fixture.engine.changed(vec![service("dns", &["10.96.0.10"])]);
+    fixture
+        .engine
+        .changed(vec![service("dns", &["10.96.0.10"])]);
     fixture.step();
     let rows: [(&[&str], &[[u8; 4]], &[&str]); 5] = [
         (&[], &[[169, 254, 172, 5]], &["169.254.172.5"]),
@@ -1376,10 +1390,13 @@ fn a_second_device_is_only_named_where_the_operator_wants_it_so() {
 #[test]
 fn pods_of_listed_namespaces_are_routers() {
     let mut fixture = one_web();
-    let is_router = |fixture: &Fixture| fixture.engine.endpoints().all(|(local, _)| local.is_router);
+    let is_router =
+        |fixture: &Fixture| fixture.engine.endpoints().all(|(local, _)| local.is_router);
     assert!(!is_router(&fixture));
     fixture.engine.settings.router_namespaces = ["shop".into()].into();
-    fixture.engine.scanned(with_links(scan(&[(7, 1), (8, 2)]), &[2], &[]));
+    fixture
+        .engine
+        .scanned(with_links(scan(&[(7, 1), (8, 2)]), &[2], &[]));
     fixture.step();
     assert!(is_router(&fixture));
 }

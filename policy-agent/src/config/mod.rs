@@ -520,6 +520,15 @@ mod tests {
             config.table_sizes,
             BTreeMap::from([("flows_v4".to_owned(), 262_144), ("peers".to_owned(), 7)])
         );
+        assert_eq!(config.endpoints, EndpointSettings::default());
+        settings.secondary_interfaces = "report".to_owned();
+        settings.router_namespaces = " vpn, edge-routers ,".to_owned();
+        let endpoints = settings.validate().expect("valid").endpoints;
+        assert_eq!(endpoints.secondaries, Secondaries::Report);
+        assert_eq!(
+            endpoints.router_namespaces,
+            ["edge-routers".into(), "vpn".into()].into()
+        );
         settings.nodename = None;
         let node = settings.validate().expect("valid").node;
         assert!(!node.is_empty() && *node == *node.to_lowercase());
@@ -565,6 +574,14 @@ mod tests {
             (
                 with(&|s| s.log_drops = "yes".to_owned()),
                 "PORTCULLIS_LOG_DROPS=\"yes\" is unknown; the choices are true, false".to_owned(),
+            ),
+            (
+                with(&|s| s.secondary_interfaces = "off".to_owned()),
+                "PORTCULLIS_SECONDARY_INTERFACES=\"off\" is unknown; the choices are enforce, report".to_owned(),
+            ),
+            (
+                with(&|s| s.router_namespaces = "vpn,VPN".to_owned()),
+                "PORTCULLIS_ROUTER_NAMESPACES=\"vpn,VPN\": \"VPN\" is no name of a namespace: 1 to 63 of a-z, ".to_owned(),
             ),
             (
                 with(&|s| s.table_sizes = "peers".to_owned()),

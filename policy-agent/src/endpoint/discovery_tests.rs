@@ -9,8 +9,8 @@ use nix::sched::{CloneFlags, setns};
 use tokio::time::timeout;
 
 use super::*;
-use crate::endpoint::Device;
 use crate::dataplane::LinkLayer;
+use crate::endpoint::Device;
 
 /// Namespaces that go when this does, whatever happened.
 struct Netns(Vec<String>);
