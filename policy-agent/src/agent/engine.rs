@@ -133,6 +133,8 @@ struct Endpoint {
     master: u32,
     /// The same as the kernel was told.
     told_master: Option<u32>,
+    /// Why it could not be told.
+    untold: Option<Failure>,
 }
 
 /// How far an endpoint has come.
@@ -388,7 +390,7 @@ impl<K: Kernel> Engine<K> {
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
-            self.tell_masters();
+            self.tell_masters(now);
             if self.stuck.is_none() && self.queue.is_empty() {
                 if !self.has_changes() {
                     self.collect_garbage();
@@ -764,6 +766,7 @@ impl<K: Kernel> Engine<K> {
                             state: State::Programming { compiled: false },
                             master: found.map_or(0, |found| found.master),
                             told_master: None,
+                            untold: None,
                         },
                     );
                 }
@@ -772,16 +775,23 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Tells the kernel of which device each endpoint's host side is a port.
-    fn tell_masters(&mut self) {
+    fn tell_masters(&mut self, now: Instant) {
         for (ifindex, endpoint) in &mut self.endpoints {
+            let failure = endpoint.untold.as_ref();
             if endpoint.told_master == Some(endpoint.master)
                 || matches!(endpoint.state, State::Detaching(_))
+                || failure.is_some_and(|failure| !failure.backoff.is_due(now))
             {
                 continue;
             }
             match self.kernel.set_master(*ifindex, endpoint.master) {
-                Ok(()) => endpoint.told_master = Some(endpoint.master),
+                Ok(()) => {
+                    endpoint.told_master = Some(endpoint.master);
+                    endpoint.untold = None;
+                }
                 Err(error) => {
+                    let former = endpoint.untold.take();
+                    endpoint.untold = Some(Failure::after(former, &error, now));
                     tracing::error!(
                         pod = %endpoint.local.pod, interface = endpoint.local.host_interface, %error,
                         "cannot say which device the interface is a port of; trying again"
@@ -1062,10 +1072,10 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn retry_at(&self) -> Option<Instant> {
-        let failures = self
-            .endpoints
-            .values()
-            .filter_map(|endpoint| endpoint.state.failure());
+        let failures = self.endpoints.values().flat_map(|endpoint| {
+            let untold = endpoint.untold.as_ref();
+            endpoint.state.failure().into_iter().chain(untold)
+        });
         let stuck = self.stuck.as_ref().map(|stuck| stuck.backoff.next());
         let exits = self.exits.retry_at();
         failures

@@ -1412,8 +1412,7 @@ fn the_kernel_knows_of_what_an_interface_is_a_port() {
         found
     };
     fixture.engine.scanned(port_of(4));
-    fixture.refuse("master of 7", 1);
-    fixture.step();
+    assert_eq!(fixture.step(), None);
     let done = fixture.done();
     assert!(position(&done, "master of 7 is 4") < position(&done, "attach 7"));
     for master in [5, 0] {
@@ -1421,6 +1420,11 @@ fn the_kernel_knows_of_what_an_interface_is_a_port() {
         fixture.step();
         assert_eq!(fixture.done(), [format!("master of 7 is {master}")]);
     }
+    fixture.refuse("master of 7", 2);
+    fixture.engine.scanned(port_of(6));
+    assert!(fixture.step().is_some(), "wants to try again");
+    assert_eq!(fixture.step_until_quiet(), 2);
+    assert_eq!(fixture.done(), ["master of 7 is 6"]);
     // What cannot be looked at is what it was.
     let mut unreadable = scan(&[(8, 2)]);
     unreadable.veths.insert(7);

@@ -203,7 +203,9 @@ mod tests {
         assert_eq!(owner(&pods).as_deref(), Some("a"));
         pods.put(&pod("a", 10, &["10.0.0.6"]), None);
         assert_eq!(owner(&pods), None);
-        pods.remove(&ObjectName::new("shop", "a"));
+        for name in ["a", "b"] {
+            pods.remove(&ObjectName::new("shop", name));
+        }
         assert!(pods.owners.is_empty() && pods.pods.is_empty());
     }
 
