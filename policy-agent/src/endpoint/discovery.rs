@@ -377,12 +377,12 @@ async fn link(handle: &Handle, ifindex: u32) -> io::Result<Option<LinkMessage>> 
     }
 }
 
-/// Every veth here with a peer elsewhere, and the addresses of that peer; the other interfaces; our own addresses.
-/// What is not among all interfaces, though it is `expected`, is asked for by itself.
-async fn scan(handle: &Handle, expected: &BTreeSet<u32>) -> io::Result<Scan> {
-    let mut scan = Scan::default();
-    let mut by_netns: BTreeMap<i32, Vec<Veth>> = BTreeMap::new();
-    let mut links = links_told(handle).await?;
+/// Adds those of the expected interfaces that are missing among `links` and there all the same.
+async fn add_missed(
+    handle: &Handle,
+    links: &mut Vec<LinkMessage>,
+    expected: &BTreeSet<u32>,
+) -> io::Result<()> {
     let told: BTreeSet<u32> = links.iter().map(|link| link.header.index).collect();
     for ifindex in expected.difference(&told) {
         if let Some(missed) = link(handle, *ifindex).await? {
@@ -390,6 +390,16 @@ async fn scan(handle: &Handle, expected: &BTreeSet<u32>) -> io::Result<Scan> {
             links.push(missed);
         }
     }
+    Ok(())
+}
+
+/// Every veth here with a peer elsewhere, and the addresses of that peer; the other interfaces; our own addresses.
+/// What is not among all interfaces, though it is `expected`, is asked for by itself.
+async fn scan(handle: &Handle, expected: &BTreeSet<u32>) -> io::Result<Scan> {
+    let mut scan = Scan::default();
+    let mut by_netns: BTreeMap<i32, Vec<Veth>> = BTreeMap::new();
+    let mut links = links_told(handle).await?;
+    add_missed(handle, &mut links, expected).await?;
     for message in links {
         if let Some(link) = Link::from_message(&message) {
             scan.links.insert(message.header.index, link);

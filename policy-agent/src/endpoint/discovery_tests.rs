@@ -366,3 +366,70 @@ fn a_requested_scan_sees_what_was_there_before_the_request() {
         }
     });
 }
+
+/// A dump that a change interrupts leaves out interfaces that stay: here it leaves out all.
+#[test]
+fn an_interface_counts_as_gone_only_where_the_kernel_says_so_of_it() {
+    let mut netns = Netns::new();
+    let (node, pod) = (netns.add("gone-node"), netns.add("gone-pod"));
+    let inner = (node.clone(), pod);
+    within(&node, async move || {
+        let (node, pod) = inner;
+        ip(&[
+            "-n", &node, "link", "add", "pcl-h0", "index", "50", "type", "veth", "peer", "name",
+            "eth0", "netns", &pod,
+        ]);
+        ip(&[
+            "-n", &node, "link", "add", "pcl-br", "index", "60", "type", "bridge",
+        ]);
+        ip(&["-n", &node, "link", "set", "pcl-h0", "master", "pcl-br"]);
+        let (connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().expect("netlink");
+        tokio::spawn(connection);
+        let mut links = Vec::new();
+        add_missed(&handle, &mut links, &[50, 51].into())
+            .await
+            .expect("answers");
+        let missed: Vec<_> = links.iter().map(|link| link.header.index).collect();
+        assert_eq!(missed, [50]);
+        let scan = scan(&handle, &[50, 51].into()).await.expect("a scan");
+        assert_eq!(scan.veths, [50].into());
+        let found = &scan.interfaces[&50];
+        assert_eq!((found.master, found.hardware_address.len()), (60, 6));
+    });
+}
+
+#[test]
+fn a_pods_side_that_moves_is_the_same_device() {
+    let mut netns = Netns::new();
+    let names = ["mv-node", "mv-pod", "mv-inner"].map(|name| netns.add(name));
+    let inner = names.clone();
+    within(&names[0], async move || {
+        let [node, pod, inner] = inner;
+        ip(&[
+            "-n", &node, "link", "add", "pcl-h0", "type", "veth", "peer", "name", "eth0", "netns",
+            &pod,
+        ]);
+        ip(&["-n", &pod, "addr", "add", "169.254.1.5/32", "dev", "eth0"]);
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
+        let found = until(&mut discovery, "a veth", |scan| {
+            scan.interfaces
+                .values()
+                .any(|found| !found.link_local.is_empty())
+        })
+        .await;
+        let first = found.interfaces.values().next().expect("one").clone();
+        assert!(first.addresses.is_empty(), "link-local ones are apart");
+        ip(&["-n", &pod, "link", "set", "eth0", "netns", &inner]);
+        let moved = until(&mut discovery, "elsewhere", |scan| {
+            let netns = |found: &Interface| found.peer.netns;
+            scan.interfaces
+                .values()
+                .map(netns)
+                .any(|now| now != first.peer.netns)
+        })
+        .await;
+        let moved = moved.interfaces.values().next().expect("one");
+        assert!(Device::of(&first).is(moved));
+    });
+}
