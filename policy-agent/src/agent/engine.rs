@@ -32,6 +32,8 @@ use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
+use super::conntrack::cuts::{Cuts, Described};
+use super::conntrack::worker::Question;
 use super::exits::{ExitState, Exits, Wish};
 use super::failure::Failure;
 use super::kernel::Kernel;
@@ -68,6 +70,11 @@ pub struct Engine<K> {
     compiled: u64,
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
+    cuts: Cuts,
+    /// Until when the queue waits at most for what nf_conntrack says.
+    waits_until: Option<Instant>,
+    /// When those that are isolated now are looked at again after a failure.
+    looks_again: Option<Instant>,
     exits: Exits,
     /// The exits that there were at the start were tried, so that endpoints may be attached.
     exits_tried: bool,
@@ -183,6 +190,7 @@ impl<K: Kernel> Engine<K> {
             .as_mut()
             .map(|former| std::mem::take(&mut former.services));
         let took_over = former.is_some();
+        let cuts = former.as_ref().map(|former| former.endpoints.clone());
         let compiler = match former {
             Some(former) => Compiler::adopting(limits, former),
             None => Compiler::new(limits),
@@ -207,6 +215,9 @@ impl<K: Kernel> Engine<K> {
             compiled: 0,
             enforced: 0,
             endpoints: BTreeMap::new(),
+            cuts: Cuts::new(cuts.unwrap_or_default()),
+            waits_until: None,
+            looks_again: None,
             exits: Exits::default(),
             exits_tried: false,
             took_over,
@@ -322,10 +333,12 @@ impl<K: Kernel> Engine<K> {
             let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
             let waits = !self.has_changes() || !self.knows_endpoints();
             let idle = waits && self.queue.is_empty() && !may_go;
-            if self.stuck.is_some() || (idle && !self.unmatched) {
+            let is_held_up = self.stuck.is_some() || self.waits_until.is_some();
+            if is_held_up || (idle && !self.unmatched) {
                 break;
             }
         }
+        self.look_again(now);
         let more = self.follow_exits(now);
         self.prune();
         if more { Some(now) } else { self.retry_at() }
@@ -358,6 +371,32 @@ impl<K: Kernel> Engine<K> {
             Grace::Retired { begun: true } => Grace::Dead,
             other => other,
         };
+    }
+
+    /// From now on somebody answers [`Self::take_questions`].
+    pub fn ask_conntrack(&mut self) {
+        self.cuts.turn_on();
+    }
+
+    /// What nf_conntrack is to be asked, in this order.
+    pub fn take_questions(&mut self) -> Vec<Question> {
+        self.cuts.take_questions()
+    }
+
+    /// The answer to a [`Question::Learn`]: the error says why conversations could not be looked for.
+    pub fn conversations_learned(&mut self, ticket: u64, error: Option<&str>, now: Instant) {
+        self.cuts.learned(ticket, error, now);
+    }
+
+    /// Has the conversations of endpoints looked for again that are isolated now.
+    fn look_again(&mut self, now: Instant) {
+        let is_attached = |ifindex| {
+            let endpoint = self.endpoints.get(&ifindex);
+            endpoint.is_some_and(|endpoint| matches!(endpoint.state, State::Attached))
+        };
+        let own = self.scan.as_ref().map(|scan| &scan.addresses);
+        let own = own.unwrap_or(const { &BTreeSet::new() });
+        self.looks_again = self.cuts.look_again(is_attached, own, now);
     }
 
     /// Whether there is something to plan.
@@ -794,6 +833,13 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         while let Some(op) = self.queue.front() {
+            let endpoint = describing(&self.endpoints, &self.announced);
+            let own = self.scan.as_ref().map(|scan| &scan.addresses);
+            let own = own.unwrap_or(const { &BTreeSet::new() });
+            self.waits_until = self.cuts.wait(&self.queue, endpoint, own, now);
+            if self.waits_until.is_some() {
+                return;
+            }
             let outcome = self.kernel.apply(op);
             self.operations.note(op.kind(), &outcome);
             match outcome {
@@ -802,6 +848,8 @@ impl<K: Kernel> Engine<K> {
                         tracing::info!(operation = describe(op), "operation succeeded, going on");
                     }
                     self.services.done(op);
+                    let endpoint = describing(&self.endpoints, &self.announced);
+                    self.cuts.applied(op, endpoint);
                     self.queue.pop_front();
                 }
                 // Nobody waits for room that may never be.
@@ -956,7 +1004,23 @@ impl<K: Kernel> Engine<K> {
             .map(|failure| failure.backoff.next())
             .chain(stuck)
             .chain(exits)
+            .chain(self.waits_until)
+            .chain(self.looks_again)
             .min()
+    }
+}
+
+/// What is known of interfaces.
+fn describing<'a>(
+    endpoints: &'a BTreeMap<u32, Endpoint>,
+    announced: &'a Announced,
+) -> impl Fn(u32) -> Option<Described> + Copy + 'a {
+    |ifindex| {
+        let endpoint = endpoints.get(&ifindex)?;
+        Some(Described {
+            local: endpoint.local.clone(),
+            is_announced: announced.of(&endpoint.interface).is_some(),
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 mod attachment_files;
 mod attachments;
 mod backoff;
+mod conntrack;
 mod drops;
 mod engine;
 mod exits;
@@ -19,6 +20,8 @@ mod services;
 mod views;
 
 pub use attachments::{ATTACHMENTS, CniAnswer, CniQuery};
+pub use conntrack::conversation::{Subject, Surroundings};
+pub use conntrack::worker::{Answer, Question};
 pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
 pub use exits::ExitState;
 pub use kernel::Kernel;
@@ -153,7 +156,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let sizes = limits(&config.table_sizes, config.mark);
     let losses = Losses::of_earlier_agents(&dataplane);
-    let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
+    let rows = dataplane.flow_tables().rows();
+    let (questions, answers) = rows
+        .and_then(conntrack::worker::start)
+        .context("a thread that asks nf_conntrack")?;
+    let mut engine = Engine::new(dataplane, sizes, config.node.clone(), former);
+    engine.ask_conntrack();
     let attachments = Attachments::open(&config.run_dir)?;
     let pod_starts = PodStarts::start(&config)?;
     let mut agent = Agent {
@@ -162,6 +170,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         datastore,
         discovery,
         queries,
+        questions,
+        answers,
         health,
         syncs: Vec::new(),
         last_token: 0,
@@ -243,6 +253,9 @@ struct Agent {
     datastore: Datastore,
     discovery: Discovery,
     queries: mpsc::Receiver<Query>,
+    /// To the thread that asks nf_conntrack.
+    questions: std::sync::mpsc::Sender<Question>,
+    answers: mpsc::UnboundedReceiver<Answer>,
     health: watch::Sender<Health>,
     syncs: Vec<Sync>,
     last_token: u64,
@@ -294,6 +307,11 @@ impl Agent {
             if self.engine.begin_grace() {
                 grace = Some(tokio::task::spawn_blocking(wait_for_grace));
             }
+            for question in self.engine.take_questions() {
+                self.questions
+                    .send(question)
+                    .context("the thread that asks nf_conntrack ended")?;
+            }
             self.finish_syncs();
             let wake_at = self.finish_attachments().into_iter().chain(retry_at).min();
             self.publish_health();
@@ -335,6 +353,9 @@ impl Agent {
                         query = self.queries.try_recv().ok();
                     }
                 }
+                answer = self.answers.recv() => {
+                    self.answered(answer.context("the thread that asks nf_conntrack ended")?);
+                }
                 Some(event) = drops.recv() => {
                     let event: Event = event;
                     self.drops_logged += 1;
@@ -372,6 +393,17 @@ impl Agent {
                     sync.read(token, &self.discovery);
                 }
             }
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Learned { ticket, outcome } => {
+                let error = outcome.err().map(|error| error.to_string());
+                self.engine
+                    .conversations_learned(ticket, error.as_deref(), Instant::now());
+            }
+            Answer::Seen(_) => {}
         }
     }
 
