@@ -8,6 +8,7 @@
 )]
 
 mod cluster;
+mod cuts;
 mod demo;
 mod documents;
 mod drift;

@@ -117,7 +117,9 @@ impl Cuts {
         for op in queue {
             if let Some(subject) = self.subject(op, describe)
                 && !self.ready.contains(&subject.endpoint)
-                && !subjects.iter().any(|known| known.endpoint == subject.endpoint)
+                && !subjects
+                    .iter()
+                    .any(|known| known.endpoint == subject.endpoint)
             {
                 subjects.push(subject);
             }
@@ -206,7 +208,8 @@ impl Cuts {
             Some(error) => {
                 let pods: BTreeSet<_> = subjects.iter().map(|subject| &*subject.pod).collect();
                 tracing::error!(
-                    ?pods, error,
+                    ?pods,
+                    error,
                     "nf_conntrack cannot be asked who began the conversations of isolated pods, which are judged by the direction of their \
                      next packet until it can; trying again"
                 );
@@ -241,11 +244,7 @@ impl Cuts {
     }
 
     /// The endpoint whose flows the programs keep once the operation is executed, and not before.
-    fn subject(
-        &self,
-        op: &Op,
-        describe: impl Fn(u32) -> Option<Described>,
-    ) -> Option<Subject> {
+    fn subject(&self, op: &Op, describe: impl Fn(u32) -> Option<Described>) -> Option<Subject> {
         let Op::PutEndpoint { ifindex, endpoint } = op else {
             return None;
         };

@@ -340,7 +340,10 @@ impl Message<'_> {
 }
 
 fn unexpected() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "unexpected answer from nf_conntrack")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "unexpected answer from nf_conntrack",
+    )
 }
 
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {

@@ -178,7 +178,10 @@ fn find(
     }
     for (subject, conversations) in left_out.values() {
         tracing::error!(
-            pod = &*subject.pod, interface = &*subject.interface, conversations, most = MOST_CONVERSATIONS,
+            pod = &*subject.pod,
+            interface = &*subject.interface,
+            conversations,
+            most = MOST_CONVERSATIONS,
             "more conversations live than the tables of flows have room for; those left out are judged by the direction of their next \
              packet"
         );
@@ -227,4 +230,3 @@ fn look(addresses: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<IpAddr>> {
     }
     Ok(seen)
 }
-
