@@ -21,6 +21,7 @@
 //! ([`Engine::begin_grace`]) and reported back; meanwhile changes are enforced as they come.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,6 +33,7 @@ use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
+use super::conntrack::coverage::{Coverage, Visibility};
 use super::conntrack::cuts::{Cuts, Described};
 use super::conntrack::worker::Question;
 use super::exits::{ExitState, Exits, Wish};
@@ -71,10 +73,12 @@ pub struct Engine<K> {
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
     cuts: Cuts,
+    coverage: Coverage,
     /// Until when the queue waits at most for what nf_conntrack says.
     waits_until: Option<Instant>,
-    /// When those that are isolated now are looked at again after a failure.
-    looks_again: Option<Instant>,
+    /// When nf_conntrack is asked again at the latest.
+    asks_again: Option<Instant>,
+    questions: Vec<Question>,
     exits: Exits,
     /// The exits that there were at the start were tried, so that endpoints may be attached.
     exits_tried: bool,
@@ -216,8 +220,10 @@ impl<K: Kernel> Engine<K> {
             enforced: 0,
             endpoints: BTreeMap::new(),
             cuts: Cuts::new(cuts.unwrap_or_default()),
+            coverage: Coverage::default(),
             waits_until: None,
-            looks_again: None,
+            asks_again: None,
+            questions: Vec::new(),
             exits: Exits::default(),
             exits_tried: false,
             took_over,
@@ -314,6 +320,7 @@ impl<K: Kernel> Engine<K> {
         }
         loop {
             self.match_endpoints();
+            self.note_addresses();
             self.detach_endpoints(now);
             if self.stuck.is_none() && self.queue.is_empty() {
                 if !self.has_changes() {
@@ -338,7 +345,7 @@ impl<K: Kernel> Engine<K> {
                 break;
             }
         }
-        self.look_again(now);
+        self.ask(now);
         let more = self.follow_exits(now);
         self.prune();
         if more { Some(now) } else { self.retry_at() }
@@ -380,7 +387,9 @@ impl<K: Kernel> Engine<K> {
 
     /// What nf_conntrack is to be asked, in this order.
     pub fn take_questions(&mut self) -> Vec<Question> {
-        self.cuts.take_questions()
+        let mut questions = self.cuts.take_questions();
+        questions.append(&mut self.questions);
+        questions
     }
 
     /// The answer to a [`Question::Learn`]: the error says why conversations could not be looked for.
@@ -388,15 +397,29 @@ impl<K: Kernel> Engine<K> {
         self.cuts.learned(ticket, error, now);
     }
 
-    /// Has the conversations of endpoints looked for again that are isolated now.
-    fn look_again(&mut self, now: Instant) {
+    /// The answer to a [`Question::Look`].
+    pub fn entries_seen(&mut self, seen: io::Result<BTreeSet<IpAddr>>) {
+        self.unmatched |= self.coverage.set_seen(seen);
+    }
+
+    /// It was looked whose packets nf_conntrack sees.
+    pub fn visibility_looked_at(&mut self, visibility: Visibility) {
+        self.unmatched |= self.coverage.set_visibility(visibility);
+    }
+
+    /// Has the conversations of endpoints looked for again that are isolated now, and entries of those that may be recorded for
+    /// nothing.
+    fn ask(&mut self, now: Instant) {
         let is_attached = |ifindex| {
             let endpoint = self.endpoints.get(&ifindex);
             endpoint.is_some_and(|endpoint| matches!(endpoint.state, State::Attached))
         };
         let own = self.scan.as_ref().map(|scan| &scan.addresses);
         let own = own.unwrap_or(const { &BTreeSet::new() });
-        self.looks_again = self.cuts.look_again(is_attached, own, now);
+        let again = self.cuts.look_again(is_attached, own, now);
+        let (question, later) = self.coverage.look(now);
+        self.questions.extend(question);
+        self.asks_again = again.into_iter().chain(later).min();
     }
 
     /// Whether there is something to plan.
@@ -674,12 +697,15 @@ impl<K: Kernel> Engine<K> {
             let Some((pod, addresses)) = owners.of(found) else {
                 continue;
             };
+            let records = self.coverage.records(&addresses, found.master);
             let local = LocalEndpoint {
                 ifindex: *ifindex,
                 host_interface: found.name.clone(),
                 interface: found.peer.name.clone(),
                 pod,
                 addresses,
+                is_router: false,
+                records,
             };
             match self.endpoints.get_mut(ifindex) {
                 // Comes back when the old one is detached.
@@ -712,6 +738,13 @@ impl<K: Kernel> Engine<K> {
                 }
             }
         }
+    }
+
+    /// Tells of which endpoints entries of nf_conntrack are looked for.
+    fn note_addresses(&mut self) {
+        let endpoints = self.endpoints.values();
+        let addresses = endpoints.flat_map(|endpoint| &endpoint.local.addresses);
+        self.coverage.set_endpoints(addresses.copied().collect());
     }
 
     fn detach_endpoints(&mut self, now: Instant) {
@@ -1005,7 +1038,7 @@ impl<K: Kernel> Engine<K> {
             .chain(stuck)
             .chain(exits)
             .chain(self.waits_until)
-            .chain(self.looks_again)
+            .chain(self.asks_again)
             .min()
     }
 }

@@ -243,6 +243,7 @@ fn interface(ifindex: u32, last: u8) -> Interface {
     Interface {
         ifindex,
         name: format!("veth{ifindex}"),
+        master: 0,
         peer: Peer {
             netns: i32::from(last),
             ifindex: 2,

@@ -15,12 +15,12 @@ mod operations;
 mod pod_starts;
 mod query;
 mod readiness;
-mod routing_rules;
 mod services;
 mod views;
 
 pub use attachments::{ATTACHMENTS, CniAnswer, CniQuery};
 pub use conntrack::conversation::{Subject, Surroundings};
+pub use conntrack::coverage::{ByFamily, Visibility};
 pub use conntrack::worker::{Answer, Question};
 pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
 pub use exits::ExitState;
@@ -38,7 +38,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use policy_common::event::Event;
 use policy_common::map::{self, MapSpec};
-use policy_common::service::MarkBits;
 use policy_core::Limits;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -72,6 +71,9 @@ const VERIFY: Duration = Duration::from_secs(5);
 /// How long after a look at the interfaces, which mostly means that links changed.
 const VERIFY_AFTER_SCAN: Duration = Duration::from_millis(200);
 
+/// How often it is looked at most whose packets nf_conntrack sees.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How long after a failure a grace period is waited for again.
 const GRACE_RETRY: Duration = Duration::from_secs(1);
 
@@ -102,7 +104,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         health_out.clone(),
         scraper.clone(),
     ));
-    routing_rules::check(config.mark).await?;
     // First, so that what is wrong with its configuration is said at once, and it reads meanwhile.
     let datastore = start_datastore(&config)?;
     let mut dataplane = Dataplane::load(&DataplaneConfig {
@@ -110,7 +111,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_drops: config.log_drops,
         log_decisions: config.log_decisions,
         capacities: config.table_sizes.clone(),
-        mark: config.mark,
         ..DataplaneConfig::default()
     })?;
     let _pins_lock = match pins_lock {
@@ -154,7 +154,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             "an earlier agent's tables are taken over; what they enforce stays in force until all is known"
         );
     }
-    let sizes = limits(&config.table_sizes, config.mark);
+    let sizes = limits(&config.table_sizes);
     let losses = Losses::of_earlier_agents(&dataplane);
     let rows = dataplane.flow_tables().rows();
     let (questions, answers) = rows
@@ -172,6 +172,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         queries,
         questions,
         answers,
+        visibility_at: None,
         health,
         syncs: Vec::new(),
         last_token: 0,
@@ -210,7 +211,7 @@ fn start_datastore(config: &Config) -> anyhow::Result<Datastore> {
 }
 
 /// The compiler's limits: those of the kernel's tables.
-fn limits(sizes: &BTreeMap<String, u32>, mark: MarkBits) -> Limits {
+fn limits(sizes: &BTreeMap<String, u32>) -> Limits {
     let size = |table: MapSpec| sizes.get(table.name).copied().unwrap_or(table.capacity);
     Limits {
         policies: size(map::POLICIES),
@@ -221,7 +222,7 @@ fn limits(sizes: &BTreeMap<String, u32>, mark: MarkBits) -> Limits {
         identity_v6: size(map::IDENTITY_V6),
         prefix_v4: size(map::PREFIX_V4),
         prefix_v6: size(map::PREFIX_V6),
-        highest_slot: mark.highest_slot(),
+        ..Limits::default()
     }
 }
 
@@ -256,6 +257,8 @@ struct Agent {
     /// To the thread that asks nf_conntrack.
     questions: std::sync::mpsc::Sender<Question>,
     answers: mpsc::UnboundedReceiver<Answer>,
+    /// When it was looked whose packets nf_conntrack sees.
+    visibility_at: Option<Instant>,
     health: watch::Sender<Health>,
     syncs: Vec<Sync>,
     last_token: u64,
@@ -396,6 +399,15 @@ impl Agent {
         }
     }
 
+    /// Nobody tells when sysctls or the use of nf_conntrack change.
+    fn look_at_visibility(&mut self) {
+        let now = Instant::now();
+        if self.visibility_at.is_none_or(|at| now - at >= LOOK) {
+            self.visibility_at = Some(now);
+            self.engine.visibility_looked_at(Visibility::look());
+        }
+    }
+
     fn answered(&mut self, answer: Answer) {
         match answer {
             Answer::Learned { ticket, outcome } => {
@@ -403,7 +415,7 @@ impl Agent {
                 self.engine
                     .conversations_learned(ticket, error.as_deref(), Instant::now());
             }
-            Answer::Seen(_) => {}
+            Answer::Seen(seen) => self.engine.entries_seen(seen),
         }
     }
 
@@ -413,6 +425,7 @@ impl Agent {
                 if self.scan_error.take().is_some() {
                     tracing::info!("interfaces can be looked for again");
                 }
+                self.look_at_visibility();
                 self.attachments.add_later(report.answers, &mut scan);
                 self.engine.scanned(scan);
                 for sync in &mut self.syncs {
@@ -527,15 +540,10 @@ mod tests {
     #[test]
     fn configured_table_sizes_are_the_compilers_limits() {
         let sizes = BTreeMap::from([("peers".to_owned(), 7), ("flows_v4".to_owned(), 9)]);
-        let narrow = MarkBits {
-            mask: 0xff_0000,
-            shift: 16,
-        };
         assert_eq!(
-            limits(&sizes, narrow),
+            limits(&sizes),
             Limits {
                 peers: 7,
-                highest_slot: 255,
                 ..Limits::default()
             }
         );

@@ -13,22 +13,37 @@ pub(super) fn jiffies_per_second() -> u32 {
     if (24..=2000).contains(&hz) { hz } else { 1000 }
 }
 
-/// The lower 32 bits of the kernel's count of jiffies, or up to some seconds less: it begins at -300 s, when the monotonic clock begins,
-/// and goes on with that one.
-pub(super) fn jiffies() -> u32 {
-    const BEGINNING: i64 = -300;
-    // The count stands still for a moment while the kernel starts.
+/// How far jiffies are shifted to be ticks of the programs' clock: at least twelve of them a second, and few enough that
+/// 32 bits last for years.
+pub(super) fn shift(hz: u32) -> u32 {
+    const TICKS: u32 = 12;
+    (hz.max(TICKS) / TICKS).ilog2()
+}
+
+/// The programs' clock, or up to some seconds less. Jiffies begin 300 s before 32 bits of them are full, when the monotonic clock
+/// begins, and go on with that one.
+pub(super) fn ticks() -> u32 {
+    // They stand still for a moment while the kernel starts.
     const SLACK: i64 = 2;
+    const BEGINNING: i64 = 300 + SLACK;
     let hz = i64::from(jiffies_per_second());
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
         return 0;
     };
-    let ticks = now.tv_nsec() * hz / 1_000_000_000;
-    ((now.tv_sec() + BEGINNING - SLACK) * hz + ticks) as u32
+    let since = (now.tv_sec() - BEGINNING) * hz + now.tv_nsec() * hz / 1_000_000_000;
+    (((1 << 32) + since) >> shift(jiffies_per_second())) as u32
 }
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn ticks_are_neither_long_nor_many() {
+        for hz in [100, 250, 300, 1000] {
+            let ticks = hz >> super::shift(hz);
+            assert!((12..25).contains(&ticks), "{hz}: {ticks}");
+        }
+    }
+
     #[test]
     fn is_a_rate_that_linux_offers() {
         assert!([100, 250, 300, 1000].contains(&super::jiffies_per_second()));
@@ -41,11 +56,11 @@ mod tests {
             eprintln!("SKIPPED: /proc/timer_list cannot be read");
             return;
         };
-        let before = super::jiffies();
+        let ours = super::ticks();
         let kernels = list.lines().find_map(|line| line.strip_prefix("jiffies: "));
         let kernels: u64 = kernels.expect("a line").parse().expect("a number");
-        let less = (kernels as u32).wrapping_sub(before).cast_signed();
-        let second = super::jiffies_per_second().cast_signed();
-        assert!((0..5 * second).contains(&less), "{less} less");
+        let hz = super::jiffies_per_second();
+        let less = ((kernels >> super::shift(hz)) as u32).wrapping_sub(ours);
+        assert!(less < 5 * hz >> super::shift(hz), "{less} less");
     }
 }

@@ -37,6 +37,8 @@ pub struct Conversation {
     pub state: u8,
     /// The endpoint of this node that began it, where `remote` is not that one's address; else 0.
     pub peer: u32,
+    /// Whether this node began it.
+    pub is_of_node: bool,
 }
 
 /// What became of a conversation.
@@ -67,10 +69,11 @@ type Table<K> = HashMap<MapData, Row<K>, Row<Flow>>;
 impl FlowRows {
     /// From the tables' descriptors: of flows seen both ways and one way, IPv4's first.
     pub(super) fn new([v4, new_v4, v6, new_v6]: [MapData; 4]) -> Result<Self, MapError> {
+        let hz = clock::jiffies_per_second();
         Ok(Self {
             v4: Tables::new(v4, new_v4)?,
             v6: Tables::new(v6, new_v6)?,
-            timeouts: Timeouts::SECONDS.to_jiffies(clock::jiffies_per_second()),
+            timeouts: Timeouts::SECONDS.to_ticks(hz, clock::shift(hz)),
         })
     }
 
@@ -117,7 +120,7 @@ impl<K: bytemuck::Pod> Tables<K> {
         conversation: &Conversation,
         timeouts: &Timeouts,
     ) -> Result<Learned, MapError> {
-        let now = clock::jiffies();
+        let now = clock::ticks();
         let is_alive = |flow: &Flow| {
             let timeout = timeout(conversation.protocol, flow.state, timeouts);
             !is_expired(now, flow.last_seen, timeout)
@@ -134,6 +137,11 @@ impl<K: bytemuck::Pod> Tables<K> {
             rule: NO_RULE,
             state: conversation.state,
             initiator: conversation.initiator as u8,
+            flags: if conversation.is_of_node {
+                Flow::NODE_ORIGIN
+            } else {
+                0
+            },
             peer: conversation.peer,
             ..Flow::default()
         };

@@ -192,6 +192,7 @@ mod tests {
         Interface {
             ifindex,
             name: format!("veth{ifindex}"),
+            master: 0,
             peer: Peer {
                 netns,
                 ifindex: 2,

@@ -240,6 +240,7 @@ impl Events {
 struct Veth {
     ifindex: u32,
     name: String,
+    master: u32,
     /// Where the peer is; `None` when it is in the same namespace.
     netns: Option<i32>,
     peer: u32,
@@ -248,11 +249,13 @@ struct Veth {
 impl Veth {
     fn from_message(message: &LinkMessage) -> Option<Self> {
         let (mut name, mut netns, mut peer, mut is_veth) = (None, None, None, false);
+        let mut master = 0;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(given) => name = Some(given.clone()),
                 LinkAttribute::Link(given) => peer = Some(*given),
                 LinkAttribute::LinkNetNsId(given) => netns = Some(*given),
+                LinkAttribute::Controller(given) => master = *given,
                 LinkAttribute::LinkInfo(infos) => {
                     is_veth = infos
                         .iter()
@@ -264,6 +267,7 @@ impl Veth {
         is_veth.then_some(Self {
             ifindex: message.header.index,
             name: name?,
+            master,
             netns,
             peer: peer?,
         })
@@ -325,6 +329,7 @@ async fn peers(handle: &Handle, netns: i32, veths: &[Veth]) -> io::Result<Vec<In
         interfaces.push(Interface {
             ifindex: veth.ifindex,
             name: veth.name.clone(),
+            master: veth.master,
             addresses: addresses(handle, netns, peer.ifindex).await?,
             peer: Peer {
                 netns,

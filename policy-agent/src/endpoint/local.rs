@@ -176,6 +176,7 @@ mod tests {
         Interface {
             ifindex: 7,
             name: "veth7".into(),
+            master: 0,
             peer: Peer {
                 netns: 0,
                 ifindex: 2,

@@ -26,6 +26,8 @@ pub struct Interface {
     pub ifindex: u32,
     /// Name of the host side.
     pub name: String,
+    /// Index of the device that the host side is a port of, such as a bridge; 0 for none.
+    pub master: u32,
     /// The other side.
     pub peer: Peer,
     /// Addresses on the other side, without link-local ones.

@@ -75,13 +75,12 @@ impl<'a> Finder<'a> {
         let begun = self.subjects.get(&entry.original.saddr).copied();
         let begun = begun.and_then(|subject| Some((subject, begun_by(subject, entry)?)));
         let met = self.subjects.get(&entry.reply.saddr).copied();
-        let met = met
-            .filter(|_| !self.is_of_this_node(entry))
-            .and_then(|subject| Some((subject, self.begun_with(subject, entry)?)));
+        let met = met.and_then(|subject| Some((subject, self.begun_with(subject, entry)?)));
         begun.into_iter().chain(met)
     }
 
-    /// Whether this node itself began it: that is exempt from policy, and proven packet by packet.
+    /// Whether this node itself seems to have begun it. That is exempt from policy, and proven packet by packet, so that
+    /// nobody gains anything by this node's address.
     fn is_of_this_node(&self, entry: &Entry) -> bool {
         let from = entry.original.saddr;
         from.is_loopback() || self.surroundings.own.contains(&from)
@@ -106,6 +105,7 @@ impl<'a> Finder<'a> {
             initiator: Direction::Ingress,
             state: state(entry)?,
             peer: peer.flatten().copied().unwrap_or(0),
+            is_of_node: self.is_of_this_node(entry),
         })
     }
 }
@@ -127,6 +127,7 @@ fn begun_by(subject: &Subject, entry: &Entry) -> Option<Conversation> {
         initiator: Direction::Egress,
         state: state(entry)?,
         peer: 0,
+        is_of_node: false,
     })
 }
 

@@ -22,8 +22,8 @@ use crate::agent::backoff::Backoff;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Whether the programs keep the endpoint's flows.
-pub(in crate::agent) fn is_tracked(row: &Endpoint) -> bool {
-    row.id != 0 && row.is_isolated()
+fn is_tracked(row: &Endpoint) -> bool {
+    row.is_isolated() || row.flags & Endpoint::RECORD != 0
 }
 
 /// What the engine knows of an interface.
@@ -106,7 +106,7 @@ impl Cuts {
             }
             tracing::warn!(
                 pod = &*next.pod, interface = &*next.interface, waited = ?PATIENCE,
-                "isolated before nf_conntrack has said who began its conversations; what it says later is still heeded"
+                "changed before nf_conntrack has said who began its conversations; what it says later is still heeded"
             );
             let awaited = self.awaited.take()?;
             self.ready.extend(awaited.endpoints);
@@ -243,17 +243,18 @@ impl Cuts {
         rows.collect()
     }
 
-    /// The endpoint whose flows the programs keep once the operation is executed, and not before.
+    /// The endpoint that the operation isolates, or whose flows it makes the programs keep, which they did not before.
     fn subject(&self, op: &Op, describe: impl Fn(u32) -> Option<Described>) -> Option<Subject> {
         let Op::PutEndpoint { ifindex, endpoint } = op else {
             return None;
         };
-        if !self.is_on || !is_tracked(endpoint) {
+        if !self.is_on || endpoint.id == 0 {
             return None;
         }
         let known = self.rows.get(ifindex);
         let known = known.filter(|row| row.id == endpoint.id);
-        if known.is_some_and(is_tracked) {
+        let begins = |what: fn(&Endpoint) -> bool| what(endpoint) && !known.is_some_and(what);
+        if !begins(Endpoint::is_isolated) && !begins(is_tracked) {
             return None;
         }
         let Described { local, .. } = describe(*ifindex)?;
