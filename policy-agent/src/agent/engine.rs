@@ -712,6 +712,19 @@ impl<K: Kernel> Engine<K> {
                 Some(known) if matches!(known.state, State::Detaching(_)) => {}
                 Some(known) => {
                     known.interface = found.clone();
+                    if known.local.records != local.records {
+                        let why = match local.records {
+                            true => {
+                                "nf_conntrack may not see a pod's packets: its flows are recorded"
+                            }
+                            false => {
+                                "nf_conntrack sees a pod's packets: its flows are not recorded"
+                            }
+                        };
+                        tracing::info!(pod = %local.pod, interface = local.host_interface, "{why}");
+                        known.local.records = local.records;
+                        self.pending.push(Change::Endpoint(local.clone()));
+                    }
                     if known.local != local {
                         tracing::info!(
                             pod = %local.pod, interface = local.host_interface, addresses = ?local.addresses,

@@ -133,6 +133,12 @@ fn assert_alive(when: &str, conversations: &mut [Conversation]) {
     }
 }
 
+/// Waits until the agent has seen that nf_conntrack sees the pod's packets.
+fn wait_until_not_recorded(agent: &Agent<'_>, pod: &Host) {
+    let is_said = |line: &str| line.contains(pod.name()) && line.contains("are not recorded");
+    agent.wait_for_log(is_said).unwrap();
+}
+
 fn a_strangers_conversation_is_cut_whoever_speaks_next(form: Form) {
     for sight in Sight::of(form) {
         let when = &format!("{sight:?}");
@@ -146,13 +152,25 @@ fn a_strangers_conversation_is_cut_whoever_speaks_next(form: Form) {
         let mut younger = begin(&cast.tool, &cast.db, 9001);
         let mut own = begin(&cast.db, &cast.web, 9002);
         let mut nodes = begin(&cast.node, &cast.db, 9003);
-        for conversations in [&mut older, &mut younger, &mut own, &mut nodes] {
+        let mut unrecorded = Vec::new();
+        if *sight == Sight::Conntrack {
+            wait_until_not_recorded(&agent, &cast.db);
+            unrecorded = begin(&cast.tool, &cast.db, 9004);
+        }
+        for conversations in [
+            &mut older,
+            &mut younger,
+            &mut own,
+            &mut nodes,
+            &mut unrecorded,
+        ] {
             assert_alive(when, conversations);
         }
         cast.policy("nothing-to-db", NOTHING_TO_DB);
         agent.sync().unwrap();
         assert_cut_from_the_server_on(when, &mut older);
         assert_cut_from_the_server_on(when, &mut younger);
+        assert_cut_from_the_server_on(when, &mut unrecorded);
         assert_alive(when, &mut own);
         assert_alive(when, &mut nodes);
         let rows = [

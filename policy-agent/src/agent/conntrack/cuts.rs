@@ -238,7 +238,7 @@ impl Cuts {
     }
 
     fn endpoints(&self) -> HashMap<IpAddr, u32> {
-        let rows = self.rows.values();
+        let rows = self.rows.values().filter(|row| row.id != 0);
         let rows = rows.flat_map(|row| addresses(row).map(|address| (address, row.id)));
         rows.collect()
     }
