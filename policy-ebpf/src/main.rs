@@ -403,17 +403,10 @@ fn judge_slowly<F: Family, const D: u8>(
         let context = TcContext::new(skb);
         scratch.source = service::hidden_source::<F>(&context, scratch.packet.saddr);
     }
-    let mut reason = slow_reason::<F, D>(skb, &subject, scratch);
+    let reason = slow_reason::<F, D>(skb, &subject, scratch);
     let Scratch {
         packet, decision, ..
     } = scratch;
-    // What is here only to be recorded passes, whether it could be recorded or not.
-    if matches!(reason.verdict(), Verdict::Drop)
-        && !packet.signal.tells_life()
-        && !subject.is_isolated()
-    {
-        reason = Reason::NotIsolated;
-    }
     match reason.verdict() {
         Verdict::Pass => {
             if packet.fragment.is_first() {
