@@ -22,6 +22,7 @@
 //! ([`Engine::begin_grace`]) and reported back; meanwhile changes are enforced as they come.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +34,9 @@ use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
 
 use super::backoff::Backoff;
+use super::conntrack::coverage::{Coverage, Visibility};
+use super::conntrack::cuts::{Cuts, Described};
+use super::conntrack::worker::Question;
 use super::exits::{ExitState, Exits, Wish};
 use super::failure::Failure;
 use super::guards::Guards;
@@ -80,6 +84,13 @@ pub struct Engine<K> {
     compiled: u64,
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
+    cuts: Cuts,
+    coverage: Coverage,
+    /// Until when the queue waits at most for what nf_conntrack says.
+    waits_until: Option<Instant>,
+    /// When nf_conntrack is asked again at the latest.
+    asks_again: Option<Instant>,
+    questions: Vec<Question>,
     exits: Exits,
     /// Pods that start are announced.
     expects_announcements: bool,
@@ -229,6 +240,7 @@ impl<K: Kernel> Engine<K> {
             None => Default::default(),
         };
         let took_over = former.is_some();
+        let cuts = former.as_ref().map(|former| former.endpoints.clone());
         let compiler = match former {
             Some(former) => Compiler::adopting(limits, former),
             None => Compiler::new(limits),
@@ -257,6 +269,11 @@ impl<K: Kernel> Engine<K> {
             compiled: 0,
             enforced: 0,
             endpoints: BTreeMap::new(),
+            cuts: Cuts::new(cuts.unwrap_or_default()),
+            coverage: Coverage::default(),
+            waits_until: None,
+            asks_again: None,
+            questions: Vec::new(),
             exits: Exits::default(),
             expects_announcements: false,
             spares_clsact: false,
@@ -459,6 +476,7 @@ impl<K: Kernel> Engine<K> {
         }
         loop {
             self.match_endpoints();
+            self.note_addresses();
             self.detach_endpoints(now);
             self.tell_masters(now);
             if self.stuck.is_none() && self.queue.is_empty() {
@@ -479,10 +497,12 @@ impl<K: Kernel> Engine<K> {
             let may_go = matches!(self.grace, Grace::Left(_) | Grace::Dead);
             let waits = !self.has_changes() || !self.knows_endpoints();
             let idle = waits && self.queue.is_empty() && !may_go;
-            if self.stuck.is_some() || (idle && !self.unmatched) {
+            let is_held_up = self.stuck.is_some() || self.waits_until.is_some();
+            if is_held_up || (idle && !self.unmatched) {
                 break;
             }
         }
+        self.ask(now);
         let more = self.follow_exits(now);
         self.prune();
         if more { Some(now) } else { self.retry_at() }
@@ -515,6 +535,48 @@ impl<K: Kernel> Engine<K> {
             Grace::Retired { begun: true } => Grace::Dead,
             other => other,
         };
+    }
+
+    /// From now on somebody answers [`Self::take_questions`].
+    pub fn ask_conntrack(&mut self) {
+        self.cuts.turn_on();
+    }
+
+    /// What nf_conntrack is to be asked, in this order.
+    pub fn take_questions(&mut self) -> Vec<Question> {
+        let mut questions = self.cuts.take_questions();
+        questions.append(&mut self.questions);
+        questions
+    }
+
+    /// The answer to a [`Question::Learn`]: the error says why conversations could not be looked for.
+    pub fn conversations_learned(&mut self, ticket: u64, error: Option<&str>, now: Instant) {
+        self.cuts.learned(ticket, error, now);
+    }
+
+    /// The answer to a [`Question::Look`].
+    pub fn entries_seen(&mut self, seen: io::Result<BTreeSet<IpAddr>>) {
+        self.unmatched |= self.coverage.set_seen(seen);
+    }
+
+    /// It was looked whose packets nf_conntrack sees.
+    pub fn visibility_looked_at(&mut self, visibility: Visibility) {
+        self.unmatched |= self.coverage.set_visibility(visibility);
+    }
+
+    /// Has the conversations of endpoints looked for again that are isolated now, and entries of those that may be recorded for
+    /// nothing.
+    fn ask(&mut self, now: Instant) {
+        let is_attached = |ifindex| {
+            let endpoint = self.endpoints.get(&ifindex);
+            endpoint.is_some_and(|endpoint| matches!(endpoint.state, State::Attached))
+        };
+        let own = self.scan.as_ref().map(|scan| &scan.addresses);
+        let own = own.unwrap_or(const { &BTreeSet::new() });
+        let again = self.cuts.look_again(is_attached, own, now);
+        let (question, later) = self.coverage.look(now);
+        self.questions.extend(question);
+        self.asks_again = again.into_iter().chain(later).min();
     }
 
     /// Whether there is something to plan.
@@ -813,6 +875,14 @@ impl<K: Kernel> Engine<K> {
         for binding in self.bindings.iter() {
             let ifindex = binding.device.ifindex;
             let pod = binding.pod_name();
+            let found = scan.interfaces.get(&ifindex);
+            let known = self.endpoints.get(&ifindex);
+            let master = found
+                .map(|found| found.master)
+                .or(known.map(|known| known.master));
+            let records = self
+                .coverage
+                .records(&binding.addresses, master.unwrap_or_default());
             let local = LocalEndpoint {
                 ifindex,
                 host_interface: binding.host_interface.clone(),
@@ -821,10 +891,9 @@ impl<K: Kernel> Engine<K> {
                 origin: binding.origin(),
                 addresses: binding.addresses.clone(),
                 is_router: self.settings.router_namespaces.contains(&pod.namespace),
-                records: false,
+                records,
                 pod,
             };
-            let found = scan.interfaces.get(&ifindex);
             match self.endpoints.get_mut(&ifindex) {
                 // Comes back when the old one is detached.
                 Some(known) if matches!(known.state, State::Detaching(_)) => {}
@@ -832,6 +901,19 @@ impl<K: Kernel> Engine<K> {
                     known.device.clone_from(&binding.device);
                     if let Some(found) = found {
                         known.master = found.master;
+                    }
+                    if known.local.records != local.records {
+                        let why = match local.records {
+                            true => {
+                                "nf_conntrack may not see a pod's packets: its flows are recorded"
+                            }
+                            false => {
+                                "nf_conntrack sees a pod's packets: its flows are not recorded"
+                            }
+                        };
+                        tracing::info!(pod = %local.pod, interface = local.host_interface, "{why}");
+                        known.local.records = local.records;
+                        self.pending.push(Change::Endpoint(local.clone()));
                     }
                     if known.local != local {
                         tracing::info!(
@@ -889,6 +971,13 @@ impl<K: Kernel> Engine<K> {
                 }
             }
         }
+    }
+
+    /// Tells of which endpoints entries of nf_conntrack are looked for.
+    fn note_addresses(&mut self) {
+        let endpoints = self.endpoints.values();
+        let addresses = endpoints.flat_map(|endpoint| &endpoint.local.addresses);
+        self.coverage.set_endpoints(addresses.copied().collect());
     }
 
     fn detach_endpoints(&mut self, now: Instant) {
@@ -1013,6 +1102,13 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         while let Some(op) = self.queue.front() {
+            let endpoint = describing(&self.endpoints);
+            let own = self.scan.as_ref().map(|scan| &scan.addresses);
+            let own = own.unwrap_or(const { &BTreeSet::new() });
+            self.waits_until = self.cuts.wait(&self.queue, endpoint, own, now);
+            if self.waits_until.is_some() {
+                return;
+            }
             let outcome = self.kernel.apply(op);
             self.operations.note(op.kind(), &outcome);
             match outcome {
@@ -1022,6 +1118,8 @@ impl<K: Kernel> Engine<K> {
                     }
                     self.services.done(op);
                     self.guards.done(op);
+                    let endpoint = describing(&self.endpoints);
+                    self.cuts.applied(op, endpoint);
                     self.queue.pop_front();
                 }
                 // Nobody waits for room that may never be.
@@ -1203,7 +1301,22 @@ impl<K: Kernel> Engine<K> {
             .map(|failure| failure.backoff.next())
             .chain(stuck)
             .chain(exits)
+            .chain(self.waits_until)
+            .chain(self.asks_again)
             .min()
+    }
+}
+
+/// What is known of interfaces.
+fn describing(
+    endpoints: &BTreeMap<u32, Endpoint>,
+) -> impl Fn(u32) -> Option<Described> + Copy + '_ {
+    |ifindex| {
+        let endpoint = endpoints.get(&ifindex)?;
+        Some(Described {
+            local: endpoint.local.clone(),
+            is_announced: endpoint.local.origin == Origin::Announced,
+        })
     }
 }
 

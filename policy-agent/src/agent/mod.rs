@@ -3,6 +3,7 @@
 
 mod attachments;
 mod backoff;
+mod conntrack;
 mod drops;
 mod engine;
 mod exits;
@@ -19,6 +20,9 @@ mod services;
 mod views;
 
 pub use attachments::{CniAnswer, CniQuery, RECORDS};
+pub use conntrack::conversation::{Subject, Surroundings};
+pub use conntrack::coverage::{ByFamily, Visibility};
+pub use conntrack::worker::{Answer, Question};
 pub use engine::{Arrival, EndpointSettings, EndpointState, Engine, StuckPlan};
 pub use exits::ExitState;
 pub use kernel::Kernel;
@@ -65,6 +69,9 @@ const BEAT: Duration = Duration::from_secs(1);
 
 /// How often tables and pins are compared with what was put there.
 const VERIFY: Duration = Duration::from_secs(5);
+
+/// How often it is looked at most whose packets nf_conntrack sees.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How long after a failure a grace period is waited for again.
 const GRACE_RETRY: Duration = Duration::from_secs(1);
@@ -154,8 +161,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let sizes = limits(&config.table_sizes);
     let losses = Losses::of_earlier_agents(&dataplane);
-    let engine = Engine::new(dataplane, sizes, config.node.clone(), former)
+    let rows = dataplane.flow_tables().rows();
+    let (questions, answers) = rows
+        .and_then(conntrack::worker::start)
+        .context("a thread that asks nf_conntrack")?;
+    let mut engine = Engine::new(dataplane, sizes, config.node.clone(), former)
         .with_settings(config.endpoints.clone());
+    engine.ask_conntrack();
     let pod_starts = PodStarts::start(&config)?;
     let mut agent = Agent {
         engine,
@@ -163,6 +175,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         datastore,
         discovery,
         queries,
+        questions,
+        answers,
+        visibility_at: None,
         health,
         syncs: Vec::new(),
         last_token: 0,
@@ -249,6 +264,11 @@ struct Agent {
     datastore: Datastore,
     discovery: Discovery,
     queries: mpsc::Receiver<Query>,
+    /// To the thread that asks nf_conntrack.
+    questions: std::sync::mpsc::Sender<Question>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    /// When it was looked whose packets nf_conntrack sees.
+    visibility_at: Option<Instant>,
     health: watch::Sender<Health>,
     syncs: Vec<Sync>,
     last_token: u64,
@@ -301,6 +321,11 @@ impl Agent {
             if self.engine.begin_grace() {
                 grace = Some(tokio::task::spawn_blocking(wait_for_grace));
             }
+            for question in self.engine.take_questions() {
+                self.questions
+                    .send(question)
+                    .context("the thread that asks nf_conntrack ended")?;
+            }
             self.finish_syncs();
             let wake_at = self.finish_attachments().into_iter().chain(retry_at).min();
             self.publish_health();
@@ -340,6 +365,9 @@ impl Agent {
                         self.answer(given);
                         query = self.queries.try_recv().ok();
                     }
+                }
+                answer = self.answers.recv() => {
+                    self.answered(answer.context("the thread that asks nf_conntrack ended")?);
                 }
                 Some(event) = drops.recv() => {
                     let event: Event = event;
@@ -388,12 +416,33 @@ impl Agent {
         }
     }
 
+    /// Nobody tells when sysctls or the use of nf_conntrack change.
+    fn look_at_visibility(&mut self) {
+        let now = Instant::now();
+        if self.visibility_at.is_none_or(|at| now - at >= LOOK) {
+            self.visibility_at = Some(now);
+            self.engine.visibility_looked_at(Visibility::look());
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Learned { ticket, outcome } => {
+                let error = outcome.err().map(|error| error.to_string());
+                self.engine
+                    .conversations_learned(ticket, error.as_deref(), Instant::now());
+            }
+            Answer::Seen(seen) => self.engine.entries_seen(seen),
+        }
+    }
+
     fn scanned(&mut self, report: ScanReport) {
         match report.result {
             Ok(mut scan) => {
                 if self.scan_error.take().is_some() {
                     tracing::info!("interfaces can be looked for again");
                 }
+                self.look_at_visibility();
                 self.attachments.add_later(report.answers, &mut scan);
                 self.engine.scanned(scan);
                 for sync in &mut self.syncs {

@@ -1,6 +1,6 @@
-//! The kernel's tick rate.
+//! The kernel's tick rate and count.
 
-use nix::time::{ClockId, clock_getres};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Jiffies per second of the running kernel: the resolution of the coarse clock is one jiffy
 /// (clock_getres(2)). Falls back to 1000, the rate at which timeouts are the shortest they can be.
@@ -20,6 +20,20 @@ pub(super) fn shift(hz: u32) -> u32 {
     (hz.max(TICKS) / TICKS).ilog2()
 }
 
+/// The programs' clock, or up to some seconds less. Jiffies begin 300 s before 32 bits of them are full, when the monotonic clock
+/// begins, and go on with that one.
+pub(super) fn ticks() -> u32 {
+    // They stand still for a moment while the kernel starts.
+    const SLACK: i64 = 2;
+    const BEGINNING: i64 = 300 + SLACK;
+    let hz = i64::from(jiffies_per_second());
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
+        return 0;
+    };
+    let since = (now.tv_sec() - BEGINNING) * hz + now.tv_nsec() * hz / 1_000_000_000;
+    (((1 << 32) + since) >> shift(jiffies_per_second())) as u32
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -33,5 +47,20 @@ mod tests {
     #[test]
     fn is_a_rate_that_linux_offers() {
         assert!([100, 250, 300, 1000].contains(&super::jiffies_per_second()));
+    }
+
+    #[test]
+    fn the_count_is_the_kernels_or_little_less() {
+        // Only root may read it.
+        let Ok(list) = std::fs::read_to_string("/proc/timer_list") else {
+            eprintln!("SKIPPED: /proc/timer_list cannot be read");
+            return;
+        };
+        let ours = super::ticks();
+        let kernels = list.lines().find_map(|line| line.strip_prefix("jiffies: "));
+        let kernels: u64 = kernels.expect("a line").parse().expect("a number");
+        let hz = super::jiffies_per_second();
+        let less = ((kernels >> super::shift(hz)) as u32).wrapping_sub(ours);
+        assert!(less < 5 * hz >> super::shift(hz), "{less} less");
     }
 }

@@ -16,6 +16,7 @@ use policy_common::map::{self, MapSpec};
 use super::TableUse;
 use super::counted::{BPF_NOEXIST, is};
 use super::error::LoadError;
+use super::flow_rows::FlowRows;
 use super::load::take;
 use super::row::Row;
 
@@ -81,6 +82,26 @@ impl FlowTables {
             })
         };
         self.0.iter().map(count).collect()
+    }
+
+    /// The tables of flows, for writing.
+    ///
+    /// # Errors
+    ///
+    /// When there are no more file descriptors.
+    pub fn rows(&self) -> io::Result<FlowRows> {
+        let open = |spec: MapSpec| {
+            let table = self.0.iter().find(|table| table.name == spec.name);
+            let table = table.ok_or_else(|| io::Error::other(format!("no table {}", spec.name)))?;
+            MapData::from_fd(table.map.try_clone()?).map_err(io::Error::other)
+        };
+        let tables = [
+            open(map::FLOWS_V4)?,
+            open(map::FLOWS_NEW_V4)?,
+            open(map::FLOWS_V6)?,
+            open(map::FLOWS_NEW_V6)?,
+        ];
+        FlowRows::new(tables).map_err(io::Error::other)
     }
 }
 

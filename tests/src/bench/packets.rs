@@ -237,7 +237,15 @@ pub(super) fn machine_with(
         config.capacities.insert(name.to_owned(), flows);
     }
     let mut machine = Machine::with(config)?;
-    let endpoint = Endpoint {
+    machine.apply(&[Op::PutEndpoint {
+        ifindex: LOOPBACK,
+        endpoint: endpoint(ingress_policy, egress_policy),
+    }])?;
+    Ok(machine)
+}
+
+fn endpoint(ingress_policy: u32, egress_policy: u32) -> Endpoint {
+    Endpoint {
         epoch: 1,
         id: 1,
         ingress_policy,
@@ -247,12 +255,7 @@ pub(super) fn machine_with(
             octets: LOCAL.octets(),
         },
         ..Endpoint::default()
-    };
-    machine.apply(&[Op::PutEndpoint {
-        ifindex: LOOPBACK,
-        endpoint,
-    }])?;
-    Ok(machine)
+    }
 }
 
 /// Policy 1: `rules` rules, each for one port and the peers' identity; the last is for `PORT`.
@@ -384,6 +387,35 @@ fn fast_path(object: &Path) -> Result<Vec<Case>> {
     );
 
     let hot = || Mark::Times(1.25, "floor: parse, one LRU hit", None);
+    let recording = || -> Result<Machine> {
+        let mut machine = machine(RESTING, 0, 0)?;
+        machine.apply(&[Op::PutEndpoint {
+            ifindex: LOOPBACK,
+            endpoint: Endpoint {
+                flags: Endpoint::HAS_IPV4 | Endpoint::RECORD,
+                ..endpoint(0, 0)
+            },
+        }])?;
+        establish(&mut machine, remote)?;
+        Ok(machine)
+    };
+    let wanted = Reason::Established;
+    direct(
+        "un-isolated, recording, from_pod",
+        recording()?,
+        Direction::Egress,
+        packet.clone(),
+        wanted,
+        hot(),
+    );
+    direct(
+        "un-isolated, recording, to_pod",
+        recording()?,
+        Direction::Ingress,
+        reply(remote),
+        wanted,
+        hot(),
+    );
     let isolated = || -> Result<Machine> {
         let mut machine = machine(RESTING, 1, 1)?;
         machine.apply(&policy(1))?;
@@ -391,7 +423,6 @@ fn fast_path(object: &Path) -> Result<Vec<Case>> {
         establish(&mut machine, remote)?;
         Ok(machine)
     };
-    let wanted = Reason::Established;
     direct(
         "established, hot",
         isolated()?,

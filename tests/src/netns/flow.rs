@@ -121,7 +121,6 @@ impl Stream {
         let sink = to
             .enter(|| UdpSocket::bind((address, port)))
             .context("sink")?;
-        sink.set_read_timeout(Some(SILENCE))?;
         let any = if address.is_ipv4() {
             "0.0.0.0:0"
         } else {
@@ -129,6 +128,12 @@ impl Stream {
         };
         let source = from.enter(|| UdpSocket::bind(any)).context("source")?;
         source.connect((address, port))?;
+        Self::between(source, sink)
+    }
+
+    /// Begins to send from a socket that is connected to another one.
+    pub(super) fn between(source: UdpSocket, sink: UdpSocket) -> Result<Self> {
+        sink.set_read_timeout(Some(SILENCE))?;
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let (stopped, counted) = (stop.clone(), sent.clone());

@@ -10,6 +10,7 @@
 //! included, and what a killed run left goes at the next run's start.
 
 mod agent;
+mod conversation;
 mod datastore;
 mod flow;
 mod greeter;
@@ -27,6 +28,7 @@ mod traffic;
 mod tun;
 
 pub use agent::{Agent, Source, binary};
+pub use conversation::Conversation;
 pub use datastore::Datastore;
 pub use flow::{Flow, PATIENCE, SILENCE, Stream};
 pub use greeter::Greeter;

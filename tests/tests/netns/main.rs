@@ -9,6 +9,7 @@
 
 mod bindings;
 mod cluster;
+mod cuts;
 mod demo;
 mod documents;
 mod drift;
