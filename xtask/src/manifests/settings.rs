@@ -28,7 +28,7 @@ pub(super) struct Setting {
 }
 
 /// Every entry. Not here: what other parts of the manifest depend on, such as HEALTH_ADDR.
-pub(super) const IN_CONFIG_MAP: [Setting; 15] = [
+pub(super) const IN_CONFIG_MAP: [Setting; 16] = [
     Setting {
         key: "datastore_type",
         variable: "DATASTORE_TYPE",
@@ -50,6 +50,11 @@ pub(super) const IN_CONFIG_MAP: [Setting; 15] = [
         "cni_fail_open",
         "PORTCULLIS_CNI_FAIL_OPEN",
         "whether pods start UNPROTECTED where the agent is away: true or false (default)",
+    ),
+    Setting::optional(
+        "cni_hold",
+        "PORTCULLIS_CNI_HOLD",
+        "hold pods' starts, so that nothing answers before it is enforced: auto (default), always or never",
     ),
     Setting::optional(
         "cni_create",
