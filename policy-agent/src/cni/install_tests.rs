@@ -319,7 +319,7 @@ fn without_a_configuration_one_is_made_where_that_is_asked_for() {
         let text = fs::read(&outcome.configuration).expect("there");
         let list: Value = serde_json::from_slice(&text).expect("JSON");
         assert_eq!(
-            list["plugins"][0]["ipam"]["ranges"],
+            list["plugins"][1]["ipam"]["ranges"],
             json!([[{"subnet": "10.244.3.0/24"}], [{"subnet": "fd00:10:244:3::/64"}]])
         );
         assert!(
