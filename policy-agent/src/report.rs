@@ -55,6 +55,15 @@ pub struct PodStartsStatus {
     pub configuration: Option<String>,
     /// Why there is none, although this agent is to keep it there.
     pub error: Option<String>,
+    /// Why starting pods are not held, so that their kernel may answer for moments before they are enforced.
+    #[serde(default)]
+    pub not_held: Option<String>,
+    /// Pods that policy-cni announced to this agent and held until they were enforced.
+    #[serde(default)]
+    pub starts_held: u64,
+    /// Pods that it announced and did not hold.
+    #[serde(default)]
+    pub starts_not_held: u64,
 }
 
 impl PodStartsStatus {
@@ -67,11 +76,18 @@ impl PodStartsStatus {
     #[must_use]
     pub fn words(&self) -> String {
         let mode = &self.mode;
+        let held = match &self.not_held {
+            Some(why) => format!("; starts are not held: {why}"),
+            None if self.configuration.is_some() => "; starts are held".to_owned(),
+            None => String::new(),
+        };
         match (&self.configuration, &self.error) {
-            (Some(configuration), _) => format!("{mode}; policy-cni is kept in {configuration}"),
+            (Some(configuration), _) => {
+                format!("{mode}; policy-cni is kept in {configuration}{held}")
+            }
             (None, Some(error)) => format!("{mode}; policy-cni is not installed: {error}"),
             (None, None) if mode == Self::PLUGIN => {
-                format!("{mode}; policy-cni was installed by others")
+                format!("{mode}; policy-cni was installed by others{held}")
             }
             (None, None) => format!(
                 "{mode}; a pod is enforced moments after its interface appears (PORTCULLIS_INSTALL_CNI=false)"

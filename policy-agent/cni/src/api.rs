@@ -81,6 +81,9 @@ pub struct AddRequest {
     pub attachment: Attachment,
     /// How long the asker waits, in milliseconds; the agent then says what it still waits for.
     pub patience_ms: u64,
+    /// Whether the pod's network namespace is held until the agent answers.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// Body of [`GC`].

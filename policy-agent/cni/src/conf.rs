@@ -35,6 +35,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// `failOpen`: whether a pod starts unprotected where the agent is away.
     pub fail_open: bool,
+    /// `hold`: this is the entry at the chain's beginning, which holds the pod's network namespace.
+    pub hold: bool,
 }
 
 impl Default for Settings {
@@ -43,6 +45,7 @@ impl Default for Settings {
             run_dir: RUN_DIR.into(),
             timeout: TIMEOUT,
             fail_open: false,
+            hold: false,
         }
     }
 }
@@ -142,12 +145,23 @@ impl Input {
                     ))
                 })?;
         }
-        if let Some(given) = self.fields.get("failOpen") {
-            settings.fail_open = given
-                .as_bool()
-                .ok_or_else(|| invalid(format!("failOpen: {given} is neither true nor false")))?;
+        for (name, setting) in [
+            ("failOpen", &mut settings.fail_open),
+            ("hold", &mut settings.hold),
+        ] {
+            if let Some(given) = self.fields.get(name) {
+                *setting = given
+                    .as_bool()
+                    .ok_or_else(|| invalid(format!("{name}: {given} is neither true nor false")))?;
+            }
         }
         Ok(settings)
+    }
+
+    /// Whether this is the entry that holds, whatever else is wrong with it.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.fields.get("hold").and_then(Value::as_bool) == Some(true)
     }
 
     /// GC's list of all attachments that there still are.
@@ -190,11 +204,13 @@ mod tests {
     #[test]
     fn settings_have_defaults() {
         assert_eq!(settings("{}"), Ok(Settings::default()));
-        let given = settings(r#"{"runDir": "/run/other", "timeout": 2.5, "failOpen": true}"#);
+        let given =
+            settings(r#"{"runDir": "/run/other", "timeout": 2.5, "failOpen": true, "hold": true}"#);
         let wanted = Settings {
             run_dir: "/run/other".into(),
             timeout: Duration::from_millis(2500),
             fail_open: true,
+            hold: true,
         };
         assert_eq!(given, Ok(wanted));
     }
@@ -209,6 +225,7 @@ mod tests {
             (r#"{"timeout": 121}"#, "timeout"),
             (r#"{"timeout": "10s"}"#, "timeout"),
             (r#"{"failOpen": "true"}"#, "failOpen"),
+            (r#"{"hold": 1}"#, "hold"),
         ] {
             let error = settings(text).expect_err(text);
             assert_eq!(error.code, Code::InvalidConfiguration, "{text}");

@@ -28,6 +28,8 @@ pub enum Code {
     NotEnforced = 101,
     /// The agent does not take what we say.
     Refused = 102,
+    /// The pod's network namespace cannot be held, is held still, or cannot be released.
+    Hold = 103,
 }
 
 /// An error for the runtime.

@@ -1,5 +1,6 @@
 //! The commands.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use crate::client::{self, ClientError};
 use crate::conf::{Input, NEWEST, Settings, VERSIONS};
 use crate::environment::{self, Command, Variables};
 use crate::error::{Code, Error};
+use crate::hold::{self, HoldError};
 use crate::result;
 
 /// How long before our own deadline the agent is to say what it waits for.
@@ -56,6 +58,7 @@ fn execute(
 ) -> Result<String, Error> {
     match command {
         Command::Version => Ok(versions(&input?)),
+        _ if input.as_ref().is_ok_and(Input::holds) => first_turn(command, variables, &input?),
         Command::Add => add(variables, &input?),
         Command::Del => del(variables, &input?),
         Command::Check => check(variables, &input?),
@@ -69,17 +72,77 @@ fn versions(input: &Input) -> String {
     json!({"cniVersion": version, "supportedVersions": VERSIONS}).to_string()
 }
 
-/// Waits until the agent enforces the pod's policies, and passes the result on.
+/// The entry at the chain's beginning. It never asks the agent, so that it cannot wait for it: the last entry does.
+fn first_turn(command: Command, variables: Variables<'_>, input: &Input) -> Result<String, Error> {
+    match command {
+        Command::Add => hold(variables, input),
+        Command::Check => check_released(variables, input),
+        Command::Status => input.supported_version().map(|_| String::new()),
+        // What is held goes with the namespace, and nothing else was made.
+        Command::Del | Command::Gc | Command::Version => Ok(String::new()),
+    }
+}
+
+/// Holds the pod's network namespace. The result is one that says nothing: main plugins make their own.
+fn hold(variables: Variables<'_>, input: &Input) -> Result<String, Error> {
+    let version = input.supported_version()?;
+    let settings = input.settings()?;
+    environment::attachment_key(variables)?;
+    let netns = environment::netns(variables)?;
+    match hold::hold(Path::new(&netns)) {
+        Ok(hold::Outcome::Held) => {}
+        Ok(hold::Outcome::InUse) => {
+            eprintln!("policy-cni: {netns} has addresses already: it is left alone, and not held")
+        }
+        // The operator can do nothing about it now. The last entry tells the agent, whose status says so.
+        Err(error @ HoldError::Unsupported(_)) => {
+            eprintln!("policy-cni: the pod's start is not held: {error}");
+        }
+        Err(error) if settings.fail_open => {
+            eprintln!("policy-cni: failOpen: the pod's start is not held: {error}");
+        }
+        Err(error) => {
+            return Err(
+                Error::new(Code::Hold, "the pod's network namespace cannot be held")
+                    .with_details(error),
+            );
+        }
+    }
+    let mut output = input.previous_result().cloned().unwrap_or_default();
+    output
+        .entry("cniVersion")
+        .or_insert_with(|| Value::from(version));
+    Ok(Value::Object(output).to_string())
+}
+
+/// A pod that runs is not held.
+fn check_released(variables: Variables<'_>, input: &Input) -> Result<String, Error> {
+    input.supported_version()?;
+    let netns = environment::netns(variables)?;
+    match hold::is_held(Path::new(&netns)) {
+        Ok(false) => Ok(String::new()),
+        Ok(true) => Err(Error::new(
+            Code::Hold,
+            "the pod's network namespace is still held: policy-cni's last turn in the chain did not come",
+        )),
+        Err(error) => Err(Error::new(Code::Hold, "cannot be checked").with_details(error)),
+    }
+}
+
+/// Waits until the agent enforces the pod's policies, releases its network namespace, and passes the result on.
 fn add(variables: Variables<'_>, input: &Input) -> Result<String, Error> {
     let version = input.supported_version()?;
     let settings = input.settings()?;
     let deadline = Instant::now() + settings.timeout;
     let attachment = attachment(variables, input)?;
+    let netns = Path::new(&attachment.netns);
+    // Only worth a word in the agent's status; whether to release is asked again.
+    let held = hold::is_held(netns).unwrap_or(false);
     let mut output = input.previous_result().cloned().unwrap_or_default();
     output
         .entry("cniVersion")
         .or_insert_with(|| Value::from(version));
-    match announce(&settings, &attachment, deadline) {
+    match announce(&settings, &attachment, held, deadline) {
         Ok(()) => {}
         Err(error) if settings.fail_open && error.code == Code::TryAgainLater => {
             let pod = &attachment.pod;
@@ -88,13 +151,24 @@ fn add(variables: Variables<'_>, input: &Input) -> Result<String, Error> {
                 pod.namespace, pod.name
             );
         }
+        // What is held stays so: the runtime takes the sandbox down.
         Err(error) => return Err(error),
     }
+    hold::release(netns).map_err(|error| {
+        let pod = &attachment.pod;
+        let what = format!("pod {}/{} cannot be released", pod.namespace, pod.name);
+        Error::new(Code::Hold, what).with_details(error)
+    })?;
     Ok(Value::Object(output).to_string())
 }
 
 /// Tells the agent until it is done or the time is up: it may be being replaced right now.
-fn announce(settings: &Settings, attachment: &Attachment, deadline: Instant) -> Result<(), Error> {
+fn announce(
+    settings: &Settings,
+    attachment: &Attachment,
+    held: bool,
+    deadline: Instant,
+) -> Result<(), Error> {
     let socket = settings.socket();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -102,6 +176,7 @@ fn announce(settings: &Settings, attachment: &Attachment, deadline: Instant) -> 
         let request = AddRequest {
             attachment: attachment.clone(),
             patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+            held,
         };
         let Err(error) = client::post(&socket, api::ADD, &request, deadline) else {
             return Ok(());

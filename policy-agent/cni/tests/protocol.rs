@@ -239,6 +239,113 @@ fn add_tells_the_agent_and_passes_the_result_on() {
     }
 }
 
+/// The entry at the chain's beginning, which knows no more than this.
+fn holding(version: &str) -> Value {
+    json!({"cniVersion": version, "name": "pods", "type": "policy-cni", "hold": true})
+}
+
+#[test]
+fn a_start_is_held_from_the_first_turn_to_the_end_of_the_last() {
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let sandbox = Sandbox::new();
+        let first = |command: &str| {
+            let conf = holding(version).to_string();
+            run(command, &sandbox.path(), &[], &conf)
+        };
+        succeeds(&first("CHECK"));
+        for attempt in ["first", "retried"] {
+            let result = succeeds(&first("ADD"));
+            assert_eq!(result, json!({"cniVersion": version}), "{attempt}");
+            let says = fails(&first("CHECK"), 103);
+            assert!(says.contains("still held"), "{says}");
+        }
+        // A failure leaves it held, because the sandbox is taken down.
+        let last = |agent: &Agent| run("ADD", &sandbox.path(), &[], &conf(agent).to_string());
+        fails(&last(&Agent::away()), 11);
+        fails(&first("CHECK"), 103);
+
+        let agent = Agent::answering(vec![DONE]);
+        assert_eq!(succeeds(&last(&agent)), previous_result());
+        assert_eq!(agent.request().1["held"], json!(true));
+        succeeds(&first("CHECK"));
+        // One that nobody held.
+        let agent = Agent::answering(vec![DONE]);
+        assert_eq!(succeeds(&last(&agent)), previous_result());
+        assert_eq!(agent.request().1["held"], json!(false));
+    }
+}
+
+#[test]
+fn fail_open_releases_too() {
+    let sandbox = Sandbox::new();
+    let held = holding("1.0.0").to_string();
+    succeeds(&run("ADD", &sandbox.path(), &[], &held));
+    let conf = with(conf(&Agent::away()), "failOpen", true.into());
+    succeeds(&run("ADD", &sandbox.path(), &[], &conf.to_string()));
+    succeeds(&run("CHECK", &sandbox.path(), &[], &held));
+}
+
+#[test]
+fn the_holding_entry_needs_no_agent() {
+    let sandbox = Sandbox::new();
+    let bare = [
+        ("CNI_CONTAINERID", ""),
+        ("CNI_IFNAME", ""),
+        ("CNI_NETNS", ""),
+    ];
+    let conf = holding("1.1.0").to_string();
+    for command in ["DEL", "GC", "STATUS"] {
+        let output = run(command, "/run/netns/gone", &bare, &conf);
+        assert_eq!(succeeds(&output), Value::Null, "{command}");
+    }
+    // DEL never fails, whatever was written into the entry.
+    let wrong = with(holding("1.0.0"), "timeout", "?".into()).to_string();
+    assert_eq!(
+        succeeds(&run("DEL", "/run/netns/gone", &[], &wrong)),
+        Value::Null
+    );
+    fails(&run("ADD", &sandbox.path(), &[], &wrong), 7);
+    let old = holding("0.2.0").to_string();
+    fails(&run("ADD", &sandbox.path(), &[], &old), 1);
+    fails(&run("ADD", "/run/netns/gone", &[], &conf), 4);
+    // It holds no host.
+    fails(&run("ADD", "/proc/self/ns/net", &[], &conf), 4);
+    // One that is not the first passes on what there is.
+    let later = with(holding("1.0.0"), "prevResult", previous_result()).to_string();
+    let output = run("ADD", &sandbox.path(), &[], &later);
+    assert_eq!(succeeds(&output), previous_result());
+}
+
+#[test]
+fn a_namespace_in_use_is_never_held() {
+    let sandbox = Sandbox::new();
+    let inside = |arguments: &str| {
+        let target = sandbox.0.id().to_string();
+        let status = Command::new("nsenter")
+            .args(["--net", "--target", &target, "ip"])
+            .args(arguments.split(' '))
+            .status();
+        assert!(status.expect("nsenter, of util-linux").success());
+    };
+    let conf = holding("1.0.0").to_string();
+    let first = |command: &str| run(command, &sandbox.path(), &[], &conf);
+    // Loopback is everybody's, and an interface without an address answers nobody.
+    inside("link set lo up");
+    inside("link add eth0 type bridge");
+    succeeds(&first("ADD"));
+    fails(&first("CHECK"), 103);
+    let agent = Agent::answering(vec![DONE]);
+    let last = run("ADD", &sandbox.path(), &[], &self::conf(&agent).to_string());
+    succeeds(&last);
+
+    inside("address add 10.0.0.5/24 dev eth0");
+    let output = first("ADD");
+    assert_eq!(succeeds(&output), json!({"cniVersion": "1.0.0"}));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("not held"), "{log}");
+    succeeds(&first("CHECK"));
+}
+
 #[test]
 fn a_result_without_a_version_gets_the_configurations() {
     let sandbox = Sandbox::new();

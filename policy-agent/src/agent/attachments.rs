@@ -155,15 +155,18 @@ impl Agent {
         let AddRequest {
             attachment,
             patience_ms,
+            held,
         } = request;
+        let pod = format!("{}/{}", attachment.pod.namespace, attachment.pod.name);
         tracing::info!(
-            pod = format!("{}/{}", attachment.pod.namespace, attachment.pod.name),
+            pod,
+            held,
             container = attachment.key.container_id,
             interface = attachment.key.ifname,
             addresses = ?attachment.addresses,
             "interface announced"
         );
-        self.pod_starts.announced();
+        self.pod_starts.starting(pod, held);
         let began = Instant::now();
         self.attachments.adds.push(Add {
             key: attachment.key.clone(),

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::cni::{CniSettings, InstallError, Installation, Outcome};
+use crate::cni::{CniSettings, Holding, InstallError, Installation, Outcome};
 use crate::config::{Config, DatastoreConfig};
 use crate::datastore::kubernetes::pod_cidrs;
 use crate::report::PodStartsStatus;
@@ -17,8 +17,8 @@ use crate::report::PodStartsStatus;
 /// How long after the directories could not be watched that is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The configuration that names the plugin, or why none does.
-type Installed = Result<PathBuf, String>;
+/// The configuration that names the plugin and whether that holds starts, or why none does.
+type Installed = Result<(PathBuf, Holding), String>;
 
 /// What is known of it.
 #[derive(Debug)]
@@ -27,6 +27,11 @@ pub(super) struct PodStarts {
     installed: Option<watch::Receiver<Installed>>,
     /// Whether the plugin announced a pod, to this agent or to an earlier one.
     announced: bool,
+    /// How many it announced to this agent that were held until then, and how many that were not.
+    held: u64,
+    not_held: u64,
+    /// The last one, where it was not held.
+    last_not_held: Option<String>,
 }
 
 impl PodStarts {
@@ -39,6 +44,9 @@ impl PodStarts {
         Ok(Self {
             installed,
             announced: false,
+            held: 0,
+            not_held: 0,
+            last_not_held: None,
         })
     }
 
@@ -47,14 +55,36 @@ impl PodStarts {
         self.announced = true;
     }
 
+    /// The plugin announced a pod that starts now. `held`: whether it is deaf until it is enforced.
+    pub(super) fn starting(&mut self, pod: String, held: bool) {
+        self.announced();
+        if held {
+            self.held += 1;
+            self.last_not_held = None;
+        } else {
+            self.not_held += 1;
+            self.last_not_held = Some(pod);
+        }
+    }
+
     pub(super) fn status(&self) -> PodStartsStatus {
         let installed = self.installed.as_ref().map(|state| state.borrow().clone());
         let is_installed = matches!(installed, Some(Ok(_)));
-        let (configuration, error) = match installed {
-            Some(Ok(configuration)) => (Some(configuration.display().to_string()), None),
-            Some(Err(error)) => (None, Some(error)),
-            None => (None, None),
+        let (configuration, error, why_not) = match installed {
+            Some(Ok((configuration, holding))) => {
+                let configuration = configuration.display().to_string();
+                (Some(configuration), None, holding.why_not())
+            }
+            Some(Err(error)) => (None, Some(error), None),
+            None => (None, None, None),
         };
+        // What the configuration says is one thing, what a start met another.
+        let not_held = why_not.or_else(|| {
+            let pod = self.last_not_held.as_ref()?;
+            Some(format!(
+                "that of {pod} was not: policy-cni was not the first plugin, or this kernel has no nftables"
+            ))
+        });
         let mode = if is_installed || self.announced {
             PodStartsStatus::PLUGIN
         } else {
@@ -64,6 +94,9 @@ impl PodStarts {
             mode: mode.to_owned(),
             configuration,
             error,
+            not_held,
+            starts_held: self.held,
+            starts_not_held: self.not_held,
         }
     }
 }
@@ -100,7 +133,7 @@ fn note(outcome: Result<Outcome, InstallError>, state: &watch::Sender<Installed>
     let now = match outcome {
         Ok(outcome) => {
             outcome.log();
-            Ok(outcome.configuration)
+            Ok((outcome.configuration, outcome.holding))
         }
         Err(error) => Err(error.to_string()),
     };
@@ -108,8 +141,8 @@ fn note(outcome: Result<Outcome, InstallError>, state: &watch::Sender<Installed>
         return;
     }
     match &now {
-        Ok(configuration) => tracing::info!(
-            configuration = %configuration.display(),
+        Ok((configuration, holding)) => tracing::info!(
+            configuration = %configuration.display(), %holding,
             "policy-cni is part of this node's CNI configuration, and kept there"
         ),
         Err(error) => tracing::error!("policy-cni is not installed: {error}"),

@@ -117,7 +117,8 @@ impl Outcome {
     pub fn log(&self) {
         if self.program_changed || self.configuration_changed {
             let configuration = self.configuration.display();
-            tracing::info!(%configuration, "policy-cni is installed");
+            let holding = &self.holding;
+            tracing::info!(%configuration, %holding, "policy-cni is installed");
             if !self.ignored.is_empty() {
                 tracing::info!(
                     active = %configuration, ignored = ?self.ignored,

@@ -28,6 +28,15 @@ pub(super) struct Conflist {
     plugins: Vec<Box<RawValue>>,
 }
 
+/// Our entries in a list.
+#[derive(Clone, Debug)]
+pub(super) struct Ours {
+    /// The one that holds starts, where there is one: before all others.
+    pub(super) first: Option<Value>,
+    /// The one that waits for the agent: after all others.
+    pub(super) last: Value,
+}
+
 /// An object's fields in their order.
 struct Fields(Vec<(String, Box<RawValue>)>);
 
@@ -112,14 +121,26 @@ impl Conflist {
         Ok(self)
     }
 
-    /// Whether ours is the last plugin, just like this, and there is no other of ours.
-    pub(super) fn ends_with(&self, plugin: &Value) -> bool {
-        let last = self
-            .plugins
-            .last()
-            .map(|last| serde_json::from_str(last.get()));
-        self.plugins.iter().filter(|plugin| is_ours(plugin)).count() == 1
-            && last.is_some_and(|last| last.is_ok_and(|last: Value| last == *plugin))
+    /// Whether ours are where they belong, just like these, and there is no other of ours.
+    pub(super) fn has(&self, ours: &Ours) -> bool {
+        let is = |found: Option<&Box<RawValue>>, wanted: &Value| {
+            found
+                .and_then(|found| serde_json::from_str::<Value>(found.get()).ok())
+                .is_some_and(|found| found == *wanted)
+        };
+        let count = self.plugins.iter().filter(|plugin| is_ours(plugin)).count();
+        count == 1 + usize::from(ours.first.is_some())
+            && is(self.plugins.last(), &ours.last)
+            && ours
+                .first
+                .as_ref()
+                .is_none_or(|first| is(self.plugins.first(), first))
+    }
+
+    /// Type of the first plugin that is not ours: it makes the interface.
+    pub(super) fn main_plugin(&self) -> Option<String> {
+        let others = self.plugins.iter().filter(|plugin| !is_ours(plugin));
+        others.filter_map(|plugin| plugin_type(plugin)).next()
     }
 
     /// Whether ours is among the plugins.
@@ -139,13 +160,19 @@ impl Conflist {
         self
     }
 
-    /// The list with this plugin of ours as its last: whatever network the others make is there by then.
-    pub(super) fn with_ours(self, plugin: &Value) -> Self {
-        let mut list = self.without_ours();
+    /// The list with ours around the others: there is no network yet at the first turn, and whatever the others make
+    /// of it is there at the last.
+    pub(super) fn with_ours(self, ours: &Ours) -> Self {
+        let Self { fields, plugins } = self.without_ours();
         // An object in memory is always JSON.
-        list.plugins
-            .extend(RawValue::from_string(plugin.to_string()).ok());
-        list
+        let entry = |plugin: &Value| RawValue::from_string(plugin.to_string()).ok();
+        let mut all: Vec<_> = ours.first.iter().filter_map(entry).collect();
+        all.extend(plugins);
+        all.extend(entry(&ours.last));
+        Self {
+            fields,
+            plugins: all,
+        }
     }
 
     /// Whether both mean the same.
@@ -223,8 +250,18 @@ mod tests {
 }
 "#;
 
-    fn ours() -> Value {
-        json!({"type": "policy-cni", "timeout": 10})
+    fn ours() -> Ours {
+        Ours {
+            first: None,
+            last: json!({"type": "policy-cni", "timeout": 10}),
+        }
+    }
+
+    fn ours_with_hold() -> Ours {
+        Ours {
+            first: Some(json!({"type": "policy-cni", "hold": true})),
+            ..ours()
+        }
     }
 
     fn list(text: &str) -> Conflist {
@@ -244,12 +281,12 @@ mod tests {
         wanted["plugins"]
             .as_array_mut()
             .expect("a list")
-            .push(ours());
+            .push(ours().last);
         assert_eq!(
             serde_json::from_str::<Value>(&edited).expect("JSON"),
             wanted
         );
-        assert!(list(&edited).ends_with(&ours()) && list(&edited).has_ours());
+        assert!(list(&edited).has(&ours()) && list(&edited).has_ours());
         assert!(!list(&edited).has_after_ours("portmap"));
         assert!(
             edited.find("name") < edited.find("cniVersion"),
@@ -259,8 +296,47 @@ mod tests {
         let again = list(&edited).with_ours(&ours());
         assert_eq!(again.to_string(), edited);
         assert!(again.without_ours().is_like(&list(FLANNEL)));
-        let other = json!({"type": "policy-cni", "timeout": 20});
-        assert!(!list(&edited).ends_with(&other));
+        let other = Ours {
+            last: json!({"type": "policy-cni", "timeout": 20}),
+            ..ours()
+        };
+        assert!(!list(&edited).has(&other));
+    }
+
+    #[test]
+    fn the_holding_entry_comes_first_and_goes_with_the_other() {
+        let single = list(FLANNEL).with_ours(&ours()).to_string();
+        assert!(!list(&single).has(&ours_with_hold()), "only the old one");
+        let both = list(&single).with_ours(&ours_with_hold()).to_string();
+        let types: Value = serde_json::from_str(&both).expect("JSON");
+        let types: Vec<_> = types["plugins"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|plugin| (plugin["type"].as_str().expect("text"), plugin.get("hold")))
+            .collect();
+        let hold = json!(true);
+        assert_eq!(
+            types,
+            [
+                ("policy-cni", Some(&hold)),
+                ("flannel", None),
+                ("portmap", None),
+                ("policy-cni", None)
+            ]
+        );
+        assert!(
+            both.contains(
+                r#""type": "flannel",   "delegate": { "hairpinMode": true, "mtu": 1.50e3 }"#
+            ),
+            "{both}"
+        );
+        let both = list(&both);
+        assert!(both.has(&ours_with_hold()) && !both.has(&ours()));
+        assert_eq!(both.main_plugin().as_deref(), Some("flannel"));
+        assert_eq!(both.with_ours(&ours()).to_string(), single);
+        let both = list(&single).with_ours(&ours_with_hold());
+        assert!(both.without_ours().is_like(&list(FLANNEL)));
     }
 
     #[test]
@@ -269,9 +345,9 @@ mod tests {
         elsewhere["plugins"]
             .as_array_mut()
             .expect("a list")
-            .insert(0, ours());
+            .insert(0, ours().last);
         let elsewhere = list(&elsewhere.to_string());
-        assert!(elsewhere.has_ours() && !elsewhere.ends_with(&ours()));
+        assert!(elsewhere.has_ours() && !elsewhere.has(&ours()));
         assert!(elsewhere.has_after_ours("portmap") && !elsewhere.has_after_ours("bandwidth"));
         assert!(
             elsewhere

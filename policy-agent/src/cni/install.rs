@@ -1,4 +1,4 @@
-//! Puts the plugin's program and its entry in the configuration in place; done again, it changes nothing.
+//! Puts the plugin's program and its entries in the configuration in place; done again, it changes nothing.
 //!
 //! The configuration that is in force is the first in lexical order, as runtimes choose it. A `.conf` or
 //! `.json` becomes a `.conflist` beside it. What was there before is kept under the same name with
@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::conflist::{Conflist, Mistake, TYPE};
+use super::conflist::{Conflist, Mistake, Ours, TYPE};
 use super::create::{self, MainPlugin};
 use super::files::{beside, failed, mode, read, remove, replace};
+use super::hold::{Hold, Holding};
 use super::{Directories, InstallError};
 
 /// Ends the name of a configuration that was there before ours.
@@ -25,7 +26,7 @@ pub(super) const BACKUP: &str = ".portcullis-backup";
 /// Ends the name of a copy of a configuration that we made, without our plugin.
 pub(super) const CREATED: &str = ".portcullis-created";
 
-/// Our entry in the configuration.
+/// Our entries in the configuration.
 #[derive(Clone, Debug)]
 pub struct Plugin {
     /// The agent's run directory on the host.
@@ -34,17 +35,24 @@ pub struct Plugin {
     pub timeout: Duration,
     /// Whether pods start unprotected where the agent is away.
     pub fail_open: bool,
+    /// Whether starts are held.
+    pub hold: Hold,
 }
 
 impl Plugin {
-    fn entry(&self) -> Value {
-        let mut entry = json!({
+    /// Our entries for this list, and whether they hold starts.
+    fn entries(&self, list: &Conflist) -> (Ours, Holding) {
+        let holding = self.hold.of(list.main_plugin().as_deref());
+        let mut first = json!({"type": TYPE, "hold": true});
+        let mut last = json!({
             "type": TYPE, "runDir": self.run_dir, "timeout": self.timeout.as_secs_f64(),
         });
         if self.fail_open {
-            entry["failOpen"] = json!(true);
+            first["failOpen"] = json!(true);
+            last["failOpen"] = json!(true);
         }
-        entry
+        let first = (holding == Holding::Held).then_some(first);
+        (Ours { first, last }, holding)
     }
 }
 
@@ -55,7 +63,7 @@ pub struct Installation {
     pub program: PathBuf,
     /// Where the runtime looks for plugins and configurations.
     pub directories: Directories,
-    /// Our entry.
+    /// Our entries.
     pub plugin: Plugin,
     /// What to configure where there is no configuration.
     pub create: Option<MainPlugin>,
@@ -102,6 +110,8 @@ pub struct Outcome {
     pub program_changed: bool,
     /// Whether the configuration was.
     pub configuration_changed: bool,
+    /// Whether starts are held.
+    pub holding: Holding,
 }
 
 impl Installation {
@@ -114,10 +124,11 @@ impl Installation {
         let mut found = configurations(&self.directories.conf_dir)?.into_iter();
         match (found.next(), self.create) {
             (Some(active), _) => {
-                let edit = Edit::of(&active, &self.plugin.entry())?;
+                let edit = Edit::of(&active, &self.plugin)?;
                 let program_changed = self.install_program()?;
                 Ok(Outcome {
                     configuration_changed: edit.write()?,
+                    holding: edit.holding,
                     configuration: edit.target,
                     ignored: found.collect(),
                     program_changed,
@@ -154,13 +165,15 @@ impl Installation {
         fs::create_dir_all(conf_dir).map_err(failed(conf_dir))?;
         let record = beside(&path, CREATED);
         replace(&record, text.as_bytes(), mode(&record))?;
-        let list = list.with_ours(&self.plugin.entry());
+        let (ours, holding) = self.plugin.entries(&list);
+        let list = list.with_ours(&ours);
         replace(&path, list.to_string().as_bytes(), mode(&path))?;
         Ok(Outcome {
             configuration: path,
             ignored: Vec::new(),
             program_changed,
             configuration_changed: true,
+            holding,
         })
     }
 }
@@ -174,20 +187,23 @@ struct Edit {
     after: Option<String>,
     /// Whether what is there now is nobody's but ours, so that the backup stays.
     was_ours: bool,
+    holding: Holding,
 }
 
 impl Edit {
-    fn of(active: &Path, entry: &Value) -> Result<Self, InstallError> {
+    fn of(active: &Path, plugin: &Plugin) -> Result<Self, InstallError> {
         let before = fs::read(active).map_err(failed(active))?;
         let list = parse(active, &before)?;
         let was_ours = list.has_ours();
-        let after = (!list.ends_with(entry)).then(|| list.with_ours(entry).to_string());
+        let (ours, holding) = plugin.entries(&list);
+        let after = (!list.has(&ours)).then(|| list.with_ours(&ours).to_string());
         Ok(Self {
             source: active.to_owned(),
             target: active.with_extension("conflist"),
             before,
             after,
             was_ours,
+            holding,
         })
     }
 

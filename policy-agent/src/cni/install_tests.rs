@@ -1,7 +1,7 @@
 //! Installing into, and uninstalling from, real directories.
 
 use super::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 struct Node {
     directory: tempfile::TempDir,
@@ -27,6 +27,7 @@ impl Node {
                 run_dir: "/run/portcullis".into(),
                 timeout: Duration::from_secs(10),
                 fail_open: false,
+                hold: Hold::Auto,
             },
             create: None,
             pod_cidrs: PodCidrs::Given(Vec::new()),
@@ -93,6 +94,8 @@ fn install_is_idempotent_and_uninstall_restores_every_byte() {
             Some("policy-cni"),
             "{name}"
         );
+        assert_eq!(outcome.holding, Holding::Held);
+        assert_eq!(node.plugins(list)[0], "policy-cni", "{name}");
         assert_eq!(mode(&node.conf(list)), 0o600);
         assert_eq!(
             configurations(&node.installation.directories.conf_dir).expect("there"),
@@ -140,7 +143,7 @@ fn other_settings_replace_our_entry_and_keep_the_backup() {
     );
     assert_eq!(
         node.plugins("10-net.conflist"),
-        ["flannel", "portmap", "policy-cni"]
+        ["policy-cni", "flannel", "portmap", "policy-cni"]
     );
     let text = fs::read_to_string(node.conf("10-net.conflist")).expect("there");
     assert!(text.contains(r#""failOpen":true"#), "{text}");
@@ -149,6 +152,76 @@ fn other_settings_replace_our_entry_and_keep_the_backup() {
         .uninstall()
         .expect("uninstalled");
     assert_eq!(node.everything(), before);
+}
+
+#[test]
+fn a_chain_of_an_earlier_version_gets_the_holding_entry() {
+    let mut node = Node::new(&[("10-net.conflist", LIST)]);
+    let before = node.everything();
+    // What was installed before there were two entries.
+    node.installation.plugin.hold = Hold::Never;
+    let outcome = node.installation.install().expect("installed");
+    assert_eq!(outcome.holding, Holding::NotWanted);
+    let single = ["flannel", "portmap", "policy-cni"];
+    assert_eq!(node.plugins("10-net.conflist"), single);
+
+    node.installation.plugin.hold = Hold::Auto;
+    let outcome = node.installation.install().expect("installed");
+    assert!(outcome.configuration_changed);
+    assert_eq!(
+        node.plugins("10-net.conflist"),
+        ["policy-cni", "flannel", "portmap", "policy-cni"]
+    );
+    assert!(
+        !node
+            .installation
+            .install()
+            .expect("installed")
+            .configuration_changed
+    );
+    // Another component takes the first away, or the last.
+    for kept in [1.., 0..] {
+        let text = fs::read(node.conf("10-net.conflist")).expect("there");
+        let mut list: Value = serde_json::from_slice(&text).expect("JSON");
+        let plugins = list["plugins"].as_array().expect("a list");
+        let end = plugins.len() - usize::from(kept.start == 0);
+        list["plugins"] = plugins[kept.start..end].into();
+        fs::write(node.conf("10-net.conflist"), list.to_string()).expect("write");
+        assert!(
+            node.installation
+                .install()
+                .expect("installed")
+                .configuration_changed
+        );
+        assert_eq!(
+            node.plugins("10-net.conflist"),
+            ["policy-cni", "flannel", "portmap", "policy-cni"]
+        );
+    }
+    node.installation
+        .directories
+        .uninstall()
+        .expect("uninstalled");
+    assert_eq!(node.everything(), before);
+}
+
+#[test]
+fn a_main_plugin_that_may_not_take_it_is_not_preceded() {
+    let other = LIST.replace("flannel", "ipvlan");
+    let mut node = Node::new(&[("10-net.conflist", &other)]);
+    let outcome = node.installation.install().expect("installed");
+    assert_eq!(outcome.holding, Holding::UnknownPlugin("ipvlan".to_owned()));
+    assert_eq!(
+        node.plugins("10-net.conflist"),
+        ["ipvlan", "portmap", "policy-cni"]
+    );
+    node.installation.plugin.hold = Hold::Always;
+    let outcome = node.installation.install().expect("installed");
+    assert_eq!(outcome.holding, Holding::Held);
+    assert_eq!(
+        node.plugins("10-net.conflist"),
+        ["policy-cni", "ipvlan", "portmap", "policy-cni"]
+    );
 }
 
 #[test]
@@ -165,7 +238,7 @@ fn a_configuration_that_is_rewritten_gets_it_again() {
     );
     assert_eq!(
         node.plugins("10-net.conflist"),
-        ["flannel", "bandwidth", "policy-cni"]
+        ["policy-cni", "flannel", "bandwidth", "policy-cni"]
     );
     node.installation
         .directories
@@ -241,12 +314,12 @@ fn without_a_configuration_one_is_made_where_that_is_asked_for() {
         assert_eq!(outcome.configuration, node.conf("10-portcullis.conflist"));
         assert_eq!(
             node.plugins("10-portcullis.conflist"),
-            [name, "portmap", "policy-cni"]
+            ["policy-cni", name, "portmap", "policy-cni"]
         );
         let text = fs::read(&outcome.configuration).expect("there");
         let list: Value = serde_json::from_slice(&text).expect("JSON");
         assert_eq!(
-            list["plugins"][0]["ipam"]["ranges"],
+            list["plugins"][1]["ipam"]["ranges"],
             json!([[{"subnet": "10.244.3.0/24"}], [{"subnet": "fd00:10:244:3::/64"}]])
         );
         assert!(
@@ -345,6 +418,6 @@ fn watching_installs_again() {
     until(true);
     assert_eq!(
         node.plugins("10-net.conflist"),
-        ["flannel", "portmap", "policy-cni"]
+        ["policy-cni", "flannel", "portmap", "policy-cni"]
     );
 }

@@ -1,7 +1,7 @@
 //! Puts `policy-cni` into a node's CNI configuration, keeps it there, and takes it out again.
 //!
 //! ```text
-//! settings ─> install / uninstall ──> conflist (pure edits of JSON text)
+//! settings ─> install / uninstall ──> conflist (pure edits of JSON text), hold (whether there is a first entry of ours)
 //!    └─> watch ──┘      └─> files (whole files, or nothing)
 //! ```
 //!
@@ -14,6 +14,7 @@ mod conflist;
 mod create;
 mod error;
 mod files;
+mod hold;
 mod install;
 mod settings;
 mod uninstall;
@@ -27,6 +28,7 @@ use conflist::Conflist;
 pub use command::InstallCni;
 pub use create::MainPlugin;
 pub use error::InstallError;
+pub use hold::{Hold, Holding};
 pub use install::{Installation, Outcome, Plugin, PodCidrs};
 pub use settings::{CniSettings, Directories};
 

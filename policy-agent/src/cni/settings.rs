@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{InstallError, Installation, MainPlugin, Plugin, PodCidrs};
+use super::{Hold, InstallError, Installation, MainPlugin, Plugin, PodCidrs};
 
 /// Where a container runtime has its plugins.
 #[derive(Args, Clone, Debug, Default)]
@@ -55,6 +55,16 @@ pub struct CniSettings {
     #[arg(long = "cni-fail-open", env = "PORTCULLIS_CNI_FAIL_OPEN")]
     pub fail_open: bool,
 
+    /// Hold pods' starts, so that nothing answers from a pod before it is enforced: with main plugins that are known to
+    /// take it, always, or never
+    #[arg(
+        long = "cni-hold",
+        env = "PORTCULLIS_CNI_HOLD",
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
+    pub hold: Hold,
+
     /// Where there is no CNI configuration, make one with this reference plugin, host-local and portmap
     #[arg(
         long = "cni-create",
@@ -100,6 +110,7 @@ impl CniSettings {
                 run_dir,
                 timeout: Duration::from_secs(self.timeout),
                 fail_open: self.fail_open,
+                hold: self.hold,
             },
             create: self.create,
             pod_cidrs: if self.pod_cidrs.is_empty() {

@@ -310,6 +310,16 @@ impl Scrape {
             "How starting pods come under enforcement: 1 for the mode in use.",
             modes.map(|known| ([("mode", known)], u32::from(mode == known))),
         )?;
+        let PodStartsStatus {
+            starts_held,
+            starts_not_held,
+            ..
+        } = self.snapshot.pod_starts;
+        page.counters(
+            "pod_starts",
+            "Pods whose start policy-cni announced, by whether they were held until they were enforced.",
+            [("yes", starts_held), ("no", starts_not_held)].map(|(held, starts)| ([("held", held)], starts)),
+        )?;
         page.gauge(
             "loop_beat_timestamp_seconds",
             "When the agent's loop last came round.",

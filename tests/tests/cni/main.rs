@@ -1,4 +1,4 @@
-//! Pods made by the reference CNI plugins (Debian's containernetworking-plugins) with ours at the end of
+//! Pods made by the reference CNI plugins (Debian's containernetworking-plugins) with ours at both ends of
 //! the chain, through the CNI protocol, with the real agent.
 
 #![expect(
@@ -9,6 +9,8 @@
 mod bandwidth;
 mod burst;
 mod exposure;
+mod hammer;
+mod held;
 mod installed;
 mod many;
 mod nodes;
@@ -65,7 +67,9 @@ fn make_bridge(node: &Node, plugin: &str) {
                 "link add {bridge} address 02:00:0a:f5:00:01 type bridge"
             ))
             .unwrap();
-        let key = format!("net/ipv4/neigh/{bridge}/retrans_time_ms");
-        node.netns().sysctl(&key, "10").unwrap();
+        for family in ["ipv4", "ipv6"] {
+            let key = format!("net/{family}/neigh/{bridge}/retrans_time_ms");
+            node.netns().sysctl(&key, "10").unwrap();
+        }
     }
 }

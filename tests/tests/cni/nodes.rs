@@ -31,6 +31,11 @@ fn policy_holds_across_vxlan(plugin: &str) {
     policy_holds_between_nodes(plugin, Underlay::Vxlan);
 }
 
+/// Joins two nodes as flannel does. The first has the address 10.245.1.0.
+pub(crate) fn join_by_vxlan(nodes: [&Node; 2]) {
+    join(nodes, Underlay::Vxlan);
+}
+
 /// Joins the nodes, near first.
 fn join(nodes: [&Node; 2], underlay: Underlay) {
     let [near, far] = nodes;

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,7 +21,15 @@ pub(crate) const BRIDGE: &str = "pcl-br0";
 /// A CNI configuration on a node.
 pub(crate) struct Network<'a> {
     node: &'a Node,
-    plugins: Vec<Value>,
+    version: &'static str,
+    /// Ours that holds, where starts are held.
+    hold: Option<Value>,
+    /// Those of others, the one that makes the interface first.
+    others: Vec<Value>,
+    /// Ours that waits for the agent.
+    own: Value,
+    /// Those of others behind it.
+    behind: Vec<Value>,
     next: AtomicU32,
 }
 
@@ -66,7 +75,7 @@ impl Sandbox {
 }
 
 impl<'a> Network<'a> {
-    /// `plugin` with host-local and portmap, and ours.
+    /// `plugin` with host-local and portmap, between ours.
     pub(crate) fn new(node: &'a Node, plugin: &str) -> Self {
         let ipam = json!({
             "type": "host-local", "dataDir": node.directory().join("ipam"),
@@ -81,58 +90,82 @@ impl<'a> Network<'a> {
         let own = json!({"type": "policy-cni", "runDir": node.run_directory(), "timeout": 60});
         Self {
             node,
-            plugins: vec![main, json!({"type": "portmap"}), own],
+            version: "1.0.0",
+            hold: Some(json!({"type": "policy-cni", "hold": true})),
+            others: vec![main, json!({"type": "portmap"})],
+            own,
+            behind: Vec::new(),
             next: AtomicU32::new(1),
         }
     }
 
     /// The same with only the addresses that an observer watches, so that each is used again and again.
-    pub(crate) fn watched(mut self) -> Self {
-        let range = &mut self.plugins[0]["ipam"]["ranges"][0][0];
-        for (name, last) in [
-            ("rangeStart", ADDRESSES.start()),
-            ("rangeEnd", ADDRESSES.end()),
-        ] {
-            range[name] = json!(format!("10.245.0.{last}"));
+    pub(crate) fn watched(self) -> Self {
+        self.only(&ADDRESSES)
+    }
+
+    /// The same with only the addresses whose last part is one of these, in both families.
+    pub(crate) fn only(mut self, last: &RangeInclusive<u8>) -> Self {
+        let ranges = &mut self.others[0]["ipam"]["ranges"];
+        for (name, last) in [("rangeStart", last.start()), ("rangeEnd", last.end())] {
+            ranges[0][0][name] = json!(format!("10.245.0.{last}"));
+            ranges[1][0][name] = json!(format!("fd00:10:245::{last:x}"));
         }
+        self
+    }
+
+    /// The same as it was before starts were held, and as it is behind main plugins that do not take it.
+    pub(crate) fn without_hold(mut self) -> Self {
+        self.hold = None;
+        self
+    }
+
+    /// The same in another version of CNI.
+    pub(crate) fn speaking(mut self, version: &'static str) -> Self {
+        self.version = version;
         self
     }
 
     /// The same as another node's part of the cluster's range.
     pub(crate) fn numbered(mut self, node: u8) -> Self {
         let subnet = json!([[{"subnet": format!("10.245.{node}.0/24")}]]);
-        self.plugins[0]["ipam"]["ranges"] = subnet;
+        self.others[0]["ipam"]["ranges"] = subnet;
         self
     }
 
-    /// The same with a setting of ours.
+    /// The same with a setting of ours that waits.
     pub(crate) fn with(mut self, name: &str, value: Value) -> Self {
-        let mut plugins = self.plugins.iter_mut();
-        let own = plugins.find(|plugin| plugin["type"] == "policy-cni");
-        own.unwrap()[name] = value;
+        self.own[name] = value;
         self
     }
 
     /// The same with limits on what its pods send and receive, by Debian's `bandwidth` before ours.
     pub(crate) fn limited_before_ours(mut self) -> Self {
-        let last = self.plugins.len() - 1;
-        self.plugins.insert(last, limits());
+        self.others.push(limits());
         self
     }
 
     /// The same with limits by `bandwidth` after ours, as whoever writes a configuration by hand may have it.
     pub(crate) fn limited_after_ours(mut self) -> Self {
-        self.plugins.push(limits());
+        self.behind.push(limits());
         self
     }
 
     /// The same network for pods without limits.
     pub(crate) fn unlimited(&self) -> Self {
-        let mut plugins = self.plugins.clone();
-        plugins.retain(|plugin| plugin["type"] != "bandwidth");
+        let without = |plugins: &[Value]| -> Vec<Value> {
+            let plugins = plugins
+                .iter()
+                .filter(|plugin| plugin["type"] != "bandwidth");
+            plugins.cloned().collect()
+        };
         Self {
             node: self.node,
-            plugins,
+            version: self.version,
+            hold: self.hold.clone(),
+            others: without(&self.others),
+            own: self.own.clone(),
+            behind: without(&self.behind),
             // Beside those of this one.
             next: AtomicU32::new(1000),
         }
@@ -140,19 +173,22 @@ impl<'a> Network<'a> {
 
     /// The configuration as a runtime reads it.
     pub(crate) fn conflist(&self) -> String {
-        json!({"cniVersion": "1.0.0", "name": "pods", "plugins": self.plugins}).to_string()
+        let plugins: Vec<_> = self.chain().collect();
+        json!({"cniVersion": self.version, "name": "pods", "plugins": plugins}).to_string()
     }
 
     /// The ADD of the main plugin alone.
     pub(crate) fn add_main(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
-        self.add_by(0, sandbox)
+        sandbox.result = self.run("ADD", &self.others[0], sandbox)?;
+        Ok(())
     }
 
     /// The ADD of `bandwidth`.
     pub(crate) fn add_limits(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
-        let mut plugins = self.plugins.iter();
-        let limits = plugins.position(|plugin| plugin["type"] == "bandwidth");
-        self.add_by(limits.unwrap(), sandbox)
+        let mut plugins = self.chain();
+        let limits = plugins.find(|plugin| plugin["type"] == "bandwidth");
+        sandbox.result = self.run("ADD", limits.unwrap(), sandbox)?;
+        Ok(())
     }
 
     /// A sandbox for a pod, without an interface yet.
@@ -169,57 +205,74 @@ impl<'a> Network<'a> {
 
     /// The whole chain's ADD.
     pub(crate) fn add(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
-        for plugin in 0..self.plugins.len() {
-            self.add_by(plugin, sandbox)?;
+        self.add_hold(sandbox)?;
+        self.add_without_ours(sandbox)?;
+        self.add_ours(sandbox)?;
+        for plugin in &self.behind {
+            sandbox.result = self.run("ADD", plugin, sandbox)?;
+        }
+        Ok(())
+    }
+
+    /// The ADD of ours that holds, which says nothing of the network.
+    pub(crate) fn add_hold(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
+        if let Some(hold) = &self.hold {
+            sandbox.result = self.run("ADD", hold, sandbox)?;
+            assert_eq!(sandbox.result, json!({"cniVersion": self.version}));
         }
         Ok(())
     }
 
     /// The ADD of all plugins but ours.
     pub(crate) fn add_without_ours(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
-        for plugin in 0..self.plugins.len() - 1 {
-            self.add_by(plugin, sandbox)?;
+        for plugin in &self.others {
+            sandbox.result = self.run("ADD", plugin, sandbox)?;
         }
         Ok(())
     }
 
-    /// Our ADD.
+    /// The ADD of ours that waits for the agent.
     pub(crate) fn add_ours(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
-        self.add_by(self.plugins.len() - 1, sandbox)
-    }
-
-    fn add_by(&self, plugin: usize, sandbox: &mut Sandbox) -> Result<(), PluginError> {
-        let before = sandbox.result.clone();
-        sandbox.result = self.run("ADD", &self.plugins[plugin], sandbox)?;
-        if self.plugins[plugin]["type"] == "policy-cni" {
-            assert_eq!(sandbox.result, before, "ours passes the result on");
-        }
+        let result = self.run("ADD", &self.own, sandbox)?;
+        assert_eq!(result, sandbox.result, "ours passes the result on");
         Ok(())
     }
 
     /// The whole chain's DEL.
     pub(crate) fn del(&self, sandbox: &Sandbox) -> Result<(), PluginError> {
-        for plugin in self.plugins.iter().rev() {
+        for plugin in self.chain().rev() {
             self.run("DEL", plugin, sandbox)?;
         }
         Ok(())
     }
 
+    /// The whole chain's CHECK.
+    pub(crate) fn check_all(&self, sandbox: &Sandbox) -> Result<(), PluginError> {
+        for plugin in self.chain() {
+            self.run("CHECK", plugin, sandbox)?;
+        }
+        Ok(())
+    }
+
+    fn chain(&self) -> impl DoubleEndedIterator<Item = &Value> {
+        let own = std::iter::once(&self.own);
+        let before = self.hold.iter().chain(&self.others);
+        before.chain(own).chain(&self.behind)
+    }
+
     /// Our CHECK.
     pub(crate) fn check(&self, sandbox: &Sandbox) -> Result<(), PluginError> {
-        let mut plugins = self.plugins.iter();
-        let own = plugins.find(|plugin| plugin["type"] == "policy-cni");
-        self.run("CHECK", own.unwrap(), sandbox).map(drop)
+        self.run("CHECK", &self.own, sandbox).map(drop)
     }
 
     /// Our STATUS.
     pub(crate) fn status(&self) -> Result<(), PluginError> {
-        self.run_alone("STATUS", self.plugins.last().unwrap().clone())
+        self.run_alone("STATUS", self.own.clone())
     }
 
     /// Our GC.
     pub(crate) fn gc(&self, valid: &[&Sandbox]) -> Result<(), PluginError> {
-        let mut conf = self.plugins.last().unwrap().clone();
+        let mut conf = self.own.clone();
         conf["cni.dev/valid-attachments"] = valid
             .iter()
             .map(|sandbox| json!({"containerID": sandbox.container_id, "ifname": "eth0"}))
@@ -236,7 +289,7 @@ impl<'a> Network<'a> {
             ("CNI_IFNAME", "eth0".to_owned()),
             ("CNI_ARGS", sandbox.arguments.clone()),
         ];
-        self.execute(command, "1.0.0", conf, &variables)
+        self.execute(command, self.version, conf, &variables)
     }
 
     fn run_alone(&self, command: &str, conf: Value) -> Result<(), PluginError> {

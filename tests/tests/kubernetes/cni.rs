@@ -77,7 +77,7 @@ fn a_configuration_is_made_on_the_nodes_pod_cidr(world: &World) {
         .unwrap();
     let made: Value = serde_json::from_slice(&fs::read(conf.join(FILE)).unwrap()).unwrap();
     assert_eq!(
-        made["plugins"][0]["ipam"]["ranges"],
+        made["plugins"][1]["ipam"]["ranges"],
         json!([[{"subnet": "10.244.7.0/24"}], [{"subnet": "fd00:244:7::/64"}]])
     );
     let types: Vec<_> = made["plugins"]
@@ -86,6 +86,6 @@ fn a_configuration_is_made_on_the_nodes_pod_cidr(world: &World) {
         .iter()
         .map(|plugin| plugin["type"].as_str().unwrap())
         .collect();
-    assert_eq!(types, ["ptp", "portmap", "policy-cni"]);
+    assert_eq!(types, ["policy-cni", "ptp", "portmap", "policy-cni"]);
     agent.kill().unwrap();
 }

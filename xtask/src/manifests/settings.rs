@@ -28,7 +28,7 @@ pub(super) struct Setting {
 }
 
 /// Every entry. Not here: what other parts of the manifest depend on, such as HEALTH_ADDR.
-pub(super) const IN_CONFIG_MAP: [Setting; 16] = [
+pub(super) const IN_CONFIG_MAP: [Setting; 18] = [
     Setting {
         key: "datastore_type",
         variable: "DATASTORE_TYPE",
@@ -50,6 +50,11 @@ pub(super) const IN_CONFIG_MAP: [Setting; 16] = [
         "cni_fail_open",
         "PORTCULLIS_CNI_FAIL_OPEN",
         "whether pods start UNPROTECTED where the agent is away: true or false (default)",
+    ),
+    Setting::optional(
+        "cni_hold",
+        "PORTCULLIS_CNI_HOLD",
+        "hold pods' starts, so that nothing answers before it is enforced: auto (default), always or never",
     ),
     Setting::optional(
         "cni_create",
@@ -106,6 +111,11 @@ pub(super) const IN_CONFIG_MAP: [Setting; 16] = [
         "router_namespaces",
         "PORTCULLIS_ROUTER_NAMESPACES",
         "namespaces whose pods may send from any address: vpn,edge-routers",
+    ),
+    Setting::optional(
+        "attach_mode",
+        "PORTCULLIS_ATTACH_MODE",
+        "how programs are attached: auto (default), tcx or clsact",
     ),
 ];
 
