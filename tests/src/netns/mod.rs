@@ -37,7 +37,7 @@ pub use paged::{PAGE, send_paged};
 pub use process::Process;
 pub use scrape::{Page, get};
 pub use server::Servers;
-pub use table::{Expected, Row, check, expect};
+pub use table::{Expected, Row, check, expect, wrong};
 pub use traffic::{Family, Outcome, Probe, What, measure, probe};
 pub use tun::Tunnel;
 
