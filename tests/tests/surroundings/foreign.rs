@@ -268,13 +268,12 @@ fn proxies() -> Vec<Surrounding> {
     surroundings
 }
 
-/// A proxy for SYNs in front of pods, for those who come from outside.
+/// A proxy for SYNs in front of pods, for those who come from outside; node ports need conntrack, and have none.
 fn synproxy() -> Vec<Surrounding> {
     let raw = |program, network: &str| {
-        let rule = format!("-A PREROUTING -i pcl-out+ -d {network} -p tcp --syn -j CT --notrack");
+        let rule = format!("-A PREROUTING -i pcl-out+ -d {network} -p tcp --dport 1:9999 --syn -j CT --notrack");
         Rule::Of(program, "raw", rule)
     };
-    let forward = |rule: &str| mangle(&format!("-A FORWARD -i pcl-out+ -p tcp {rule}"));
     let loose = Rule::Sysctl("net/netfilter/nf_conntrack_tcp_loose", "0", "1");
     let options = "--sack-perm --timestamp --wscale 7 --mss 1400";
     let filter = |rule: String| Rule::Iptables("filter", rule);
@@ -286,13 +285,10 @@ fn synproxy() -> Vec<Surrounding> {
         filter(format!(
             "-A FORWARD -i pcl-out+ -p tcp {states} -j SYNPROXY {options}"
         )),
-        forward("-m conntrack --ctstate INVALID -j DROP"),
     ];
-    // The table mangle is before filter, and would drop what SYNPROXY waits for.
-    let by_iptables = by_iptables[..4].to_vec();
     let by_nft = "chain pre { type filter hook prerouting priority raw; \
-        iifname \"pcl-out*\" ip daddr 10.244.0.0/16 tcp flags & (fin|syn|rst|ack) == syn notrack; \
-        iifname \"pcl-out*\" ip6 daddr fd00:10:244::/48 tcp flags & (fin|syn|rst|ack) == syn notrack; }\n\
+        iifname \"pcl-out*\" ip daddr 10.244.0.0/16 tcp dport < 10000 tcp flags & (fin|syn|rst|ack) == syn notrack; \
+        iifname \"pcl-out*\" ip6 daddr fd00:10:244::/48 tcp dport < 10000 tcp flags & (fin|syn|rst|ack) == syn notrack; }\n\
         chain forward { type filter hook forward priority filter; \
         iifname \"pcl-out*\" meta l4proto tcp ct state invalid,untracked \
         synproxy mss 1400 wscale 7 timestamp sack-perm; }";
