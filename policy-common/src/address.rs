@@ -68,6 +68,13 @@ impl AddressV4 {
 }
 
 impl AddressV6 {
+    /// The address as four words, each as it lies in memory.
+    #[inline(always)]
+    #[must_use]
+    pub fn words(self) -> [u32; 4] {
+        bytemuck::cast(self)
+    }
+
     /// The key of the address's block.
     #[inline(always)]
     #[must_use]

@@ -2,10 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::service::MarkBits;
-
 /// Load-time constants, placed in read-only data so that the verifier folds them and removes the
-/// code of what is off. All times are in jiffies of the running kernel.
+/// code of what is off. All times are in ticks of the programs' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct DatapathConfig {
@@ -17,16 +15,17 @@ pub struct DatapathConfig {
     pub event_limit: u32,
     /// Number of rows of the `endpoints` array.
     pub endpoint_slots: u32,
-    /// Where in a packet's mark the endpoint stands whose egress is still to be judged.
-    pub mark: MarkBits,
-    /// Slot that the mark of a packet gets when it is judged: 0, no mark; another one only where a benchmark judges
-    /// the same packet again and again.
-    pub settled_slot: u32,
+    /// How many ticks a second has.
+    pub second: u32,
+    /// How far jiffies are shifted to the right to be ticks.
+    pub clock_shift: u32,
+    /// Non-zero leaves a judged packet as it was, for benchmarks, which judge the same packet again and again.
+    pub keep_carrier: u32,
     /// Non-zero turns on aya-log lines for slow-path decisions.
     pub log_decisions: u32,
 }
 
-/// Idle timeouts by protocol and state, in jiffies; each below 2^31.
+/// Idle timeouts by protocol and state, in ticks; each below 2^31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Timeouts {
@@ -68,18 +67,19 @@ impl Timeouts {
         fragment: 30,
     };
 
-    /// These times, taken as seconds, in jiffies of a kernel that counts `hz` a second; capped so
+    /// These times, taken as seconds, in ticks of a clock of `hz` jiffies a second that are shifted by `shift`; capped so
     /// that wrapping 32-bit comparison stays right.
     #[must_use]
-    pub const fn to_jiffies(self, hz: u32) -> Self {
-        const fn scale(seconds: u32, hz: u32) -> u32 {
-            let jiffies = seconds as u64 * hz as u64;
-            if jiffies > i32::MAX as u64 {
+    pub const fn to_ticks(self, hz: u32, shift: u32) -> Self {
+        const fn scale(seconds: u32, (hz, shift): (u32, u32)) -> u32 {
+            let ticks = (seconds as u64 * hz as u64).div_ceil(1 << shift);
+            if ticks > i32::MAX as u64 {
                 i32::MAX as u32
             } else {
-                jiffies as u32
+                ticks as u32
             }
         }
+        let hz = (hz, shift);
         Self {
             opening: scale(self.opening, hz),
             established: scale(self.established, hz),
@@ -101,13 +101,14 @@ mod tests {
 
     #[test]
     fn timeouts_stay_below_half_the_clock() {
-        let at_1000 = Timeouts::SECONDS.to_jiffies(1000);
+        let at_1000 = Timeouts::SECONDS.to_ticks(1000, 0);
         assert_eq!(at_1000.established, 432_000_000);
         assert_eq!(at_1000.udp_one_way, 30_000);
+        assert_eq!(Timeouts::SECONDS.to_ticks(1000, 6).udp_one_way, 469);
         let long = Timeouts {
             established: u32::MAX,
             ..Timeouts::SECONDS
         };
-        assert_eq!(long.to_jiffies(1000).established, i32::MAX as u32);
+        assert_eq!(long.to_ticks(1000, 0).established, i32::MAX as u32);
     }
 }

@@ -24,12 +24,15 @@ pub struct Endpoint {
     pub ingress_policy: u32,
     /// Policy id that judges what leaves the pod; 0 = not isolated for egress.
     pub egress_policy: u32,
-    /// [`Endpoint::HAS_IPV4`] and [`Endpoint::HAS_IPV6`].
+    /// [`Endpoint::HAS_IPV4`] and others.
     pub flags: u32,
     /// The endpoint's own IPv4 address, where it has one.
     pub ipv4: AddressV4,
     /// The endpoint's own IPv6 address, where it has one.
     pub ipv6: AddressV6,
+    /// UDP ports at which this node decapsulates (its VXLAN, Geneve and similar devices), in host order; 0 where
+    /// there are fewer. The same in every row: here they cost no lookup.
+    pub tunnel_ports: [u16; 4],
 }
 
 impl Endpoint {
@@ -37,6 +40,12 @@ impl Endpoint {
     pub const HAS_IPV4: u32 = 1;
     /// Flag: `ipv6` holds an address.
     pub const HAS_IPV6: u32 = 2;
+    /// Flag: the pod's namespace is listed as one of routers: it may send from addresses that are not its own, and
+    /// what only routers, DHCP servers and tunnels send.
+    pub const ROUTER: u32 = 4;
+    /// Flag: flows are recorded although no policy isolates the pod, because nothing else on this node knows who
+    /// began them.
+    pub const RECORD: u32 = 8;
 
     /// Whether any policy selects the pod, for either direction.
     #[inline(always)]
@@ -54,4 +63,4 @@ pub struct Ifindex {
     pub ifindex: u32,
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 40);
+const _: () = assert!(size_of::<Endpoint>() == 48);

@@ -39,7 +39,24 @@ impl<A> FlowKey<A> {
     pub const TRANSLATED: u8 = 1;
 }
 
+/// Number of rows of `one_way_hints`, a power of two.
+pub const ONE_WAY_HINTS: u32 = 1 << 10;
+
+/// A number whose upper bits depend on all of `word` (Knuth, The Art of Computer Programming, 6.4).
+#[inline(always)]
+const fn mix(word: u32) -> u32 {
+    word.wrapping_mul(0x9e37_79b1)
+}
+
 impl FlowKey<AddressV4> {
+    /// The same for all packets of a flow, spread over the upper bits.
+    #[inline(always)]
+    #[must_use]
+    pub fn entropy(&self) -> u32 {
+        let [endpoint, remote, ports, last]: [u32; 4] = bytemuck::cast(*self);
+        mix(mix(remote ^ last) ^ ports ^ endpoint)
+    }
+
     /// The key in 32-bit words. The kernel hashes keys by words: written in smaller pieces just before,
     /// each would have to wait for its pieces to leave the store buffer.
     #[inline(always)]
@@ -57,6 +74,14 @@ impl FlowKey<AddressV4> {
 }
 
 impl FlowKey<AddressV6> {
+    /// As for IPv4.
+    #[inline(always)]
+    #[must_use]
+    pub fn entropy(&self) -> u32 {
+        let [endpoint, a, b, c, d, ports, last]: [u32; 7] = bytemuck::cast(*self);
+        mix(mix(a ^ b ^ c ^ d ^ last) ^ ports ^ endpoint)
+    }
+
     /// As for IPv4.
     #[inline(always)]
     #[must_use]
@@ -117,9 +142,10 @@ crate::pod_without_padding!(FlowKeyV6, 12 + size_of::<AddressV6>());
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Flow {
-    /// The endpoint's epoch when the flow was last judged.
+    /// The endpoint's epoch when the flow was last judged; for one that is [deferred](Flow::DEFERRED), when a judge
+    /// last granted it, 0 where none has.
     pub epoch: u32,
-    /// Lower 32 bits of the jiffies clock at the last packet.
+    /// Ticks of the programs' clock at the last packet.
     pub last_seen: u32,
     /// Rule that allowed the flow, counted over all pages; `event::NO_RULE` where none was asked.
     pub rule: u32,
@@ -132,27 +158,30 @@ pub struct Flow {
     /// Zero.
     pub _pad: u8,
     /// The endpoint of this node that began the flow, where its address was replaced by another on the way
-    /// (a masqueraded packet of a Service); else 0.
+    /// (a masqueraded packet of a Service); else 0. For a flow that is [deferred](Flow::DEFERRED), the tick at which its
+    /// packets began to ask a judge, until one answers; else 0.
     pub peer: u32,
 }
 
 const _: () = assert!(size_of::<Flow>() == 20);
 
 impl Flow {
-    /// Flag: begun by a socket of this node, hence exempt from policy.
+    /// Flag: begun by this node, hence exempt from policy. What claims to be the node's has to prove it, packet by packet.
     pub const NODE_ORIGIN: u8 = 1;
     /// [`Self::state_and_flags`] of a flow that was seen in both directions, and is nothing special.
     pub const TWO_WAY: u32 = FlowState::TWO_WAY as u32;
     /// [`Self::state_and_flags`] of such a flow that is deferred.
     pub const TWO_WAY_DEFERRED: u32 = Self::TWO_WAY | (Self::DEFERRED as u32) << 16;
+    /// [`Self::state_and_flags`] of such a flow that this node began.
+    pub const TWO_WAY_NODE: u32 = Self::TWO_WAY | (Self::NODE_ORIGIN as u32) << 16;
 
-    /// The state, and whether it is deferred, in one load: what the fast path asks.
+    /// The state and the flags in one load: what the fast path asks.
     #[inline(always)]
     #[must_use]
     pub fn state_and_flags(&self) -> u32 {
         // In memory: state, initiator, flags, padding.
         let word: u32 = bytemuck::cast([self.state, self.initiator, self.flags, self._pad]);
-        u32::from_le(word) & (0xff | (Self::DEFERRED as u32) << 16)
+        u32::from_le(word) & 0x00ff_00ff
     }
 
     /// Flag: opened by the pod towards an address that is translated later; judged after that.
@@ -174,6 +203,20 @@ impl FlowState {
     pub const RESET: u8 = 4;
     /// Cut by a policy change; its packets drop until it begins anew.
     pub const REVOKED: u8 = 5;
+
+    /// Bit beside [`Self::CLOSING`] and [`Self::RESET`]: since then, its initiator sent as if nothing had happened.
+    const WENT_ON: u8 = 0x10;
+    /// Likewise: the other side did.
+    const ANSWERED: u8 = 0x20;
+    /// The bits of the state itself.
+    const STATE: u8 = 0x0f;
+
+    /// The state without what was seen since.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(state: u8) -> u8 {
+        state & Self::STATE
+    }
 }
 
 /// IANA protocol numbers (<https://www.iana.org/assignments/protocol-numbers>) that flows tell apart.
@@ -267,15 +310,37 @@ impl Signal {
 
 /// The state after a packet with `signal`. `reply` says whether it goes against the flow's
 /// initiator.
+///
+/// Whoever forges a RST or FIN need not know the sequence numbers that the two ends go by. So where both of them send
+/// on afterwards, the flow lives.
 #[inline(always)]
 #[must_use]
 pub const fn next_state(state: u8, signal: Signal, reply: bool) -> u8 {
-    if state == FlowState::REVOKED || state == FlowState::RESET {
+    let ending =
+        FlowState::of(state) == FlowState::CLOSING || state & FlowState::STATE == FlowState::RESET;
+    if state == FlowState::REVOKED {
         state
     } else if signal.0 & Signal::RST != 0 {
         FlowState::RESET
-    } else if signal.0 & Signal::FIN != 0 || state == FlowState::CLOSING {
-        FlowState::CLOSING
+    } else if signal.0 & Signal::FIN != 0 {
+        // A late FIN says no more than the RST before it.
+        if FlowState::of(state) == FlowState::RESET {
+            FlowState::RESET
+        } else {
+            FlowState::CLOSING
+        }
+    } else if ending {
+        let seen = if reply {
+            FlowState::ANSWERED
+        } else {
+            FlowState::WENT_ON
+        };
+        let state = state | seen;
+        if state & FlowState::ANSWERED != 0 && state & FlowState::WENT_ON != 0 {
+            FlowState::TWO_WAY
+        } else {
+            state
+        }
     } else if reply {
         FlowState::TWO_WAY
     } else {
@@ -283,12 +348,12 @@ pub const fn next_state(state: u8, signal: Signal, reply: bool) -> u8 {
     }
 }
 
-/// How many jiffies a flow of `protocol` in `state` lives without a packet.
+/// How many ticks a flow of `protocol` in `state` lives without a packet.
 #[inline(always)]
 #[must_use]
 pub const fn timeout(protocol: u8, state: u8, timeouts: &Timeouts) -> u32 {
     match protocol {
-        protocol::TCP | protocol::SCTP => match state {
+        protocol::TCP | protocol::SCTP => match FlowState::of(state) {
             FlowState::ONE_WAY => timeouts.opening,
             FlowState::TWO_WAY => timeouts.established,
             FlowState::CLOSING => timeouts.closing,
@@ -304,13 +369,14 @@ pub const fn timeout(protocol: u8, state: u8, timeouts: &Timeouts) -> u32 {
     }
 }
 
-/// Whether a flow last seen at `last_seen` is over at `now`; both are wrapping jiffies.
+/// Whether a flow last seen at `last_seen` is over at `now`; both are ticks, which wrap after years.
 #[inline(always)]
 #[must_use]
 pub const fn is_expired(now: u32, last_seen: u32, timeout: u32) -> bool {
     // A packet on another CPU may have written a slightly later time: that is age 0, not 2^32 - 1.
+    const LATER: u32 = 64;
     let age = now.wrapping_sub(last_seen);
-    age as i32 >= 0 && age > timeout
+    age > timeout && age < u32::MAX - LATER
 }
 
 /// The other direction.
@@ -354,7 +420,7 @@ pub struct FragmentPorts {
     pub local_port: u16,
     /// `FlowKey::remote_port` of the datagram.
     pub remote_port: u16,
-    /// Lower 32 bits of the jiffies clock at the first fragment.
+    /// Ticks of the programs' clock at the first fragment.
     pub seen: u32,
     /// L4 protocol number.
     pub protocol: u8,
@@ -450,8 +516,6 @@ mod tests {
             (S::ONE_WAY, Signal::RST, true, S::RESET),
             (S::TWO_WAY, DATA, false, S::TWO_WAY),
             (S::TWO_WAY, Signal::FIN, true, S::CLOSING),
-            (S::CLOSING, DATA, false, S::CLOSING),
-            (S::CLOSING, DATA, true, S::CLOSING),
             (S::CLOSING, Signal::RST, false, S::RESET),
             (S::RESET, Signal::FIN, false, S::RESET),
             (S::REVOKED, Signal::RST, true, S::REVOKED),
@@ -459,6 +523,36 @@ mod tests {
         for (state, signal, reply, expected) in rows {
             let next = next_state(state, Signal(signal), reply);
             assert_eq!(next, expected, "{state} {signal:#x} {reply}");
+        }
+    }
+
+    #[test]
+    fn data_both_ways_shows_that_an_end_was_none() {
+        use FlowState as S;
+        for (end, state) in [(Signal::RST, S::RESET), (Signal::FIN, S::CLOSING)] {
+            let ended = next_state(S::TWO_WAY, Signal(end), false);
+            assert_eq!(ended, state);
+            let one_side = next_state(ended, Signal(Signal::ACK), false);
+            assert_eq!(
+                S::of(one_side),
+                state,
+                "an acknowledgement of the end is no sign of life"
+            );
+            assert_eq!(
+                S::of(next_state(one_side, Signal(Signal::ACK), false)),
+                state
+            );
+            assert_eq!(
+                next_state(one_side, Signal(end), true),
+                state,
+                "another end"
+            );
+            assert_eq!(next_state(one_side, Signal(Signal::ACK), true), S::TWO_WAY);
+            let times = Timeouts::SECONDS;
+            assert_eq!(
+                timeout(protocol::TCP, one_side, &times),
+                timeout(protocol::TCP, state, &times)
+            );
         }
     }
 
@@ -471,6 +565,10 @@ mod tests {
         assert!(
             !is_expired(10, 12, 0),
             "a later time from another CPU is not an age"
+        );
+        assert!(
+            is_expired(1 << 31, 0, 10),
+            "half of the clock is long enough"
         );
     }
 }

@@ -28,10 +28,12 @@ pub(crate) use pod_without_padding;
 
 pub mod address;
 pub mod bench;
+pub mod carrier;
 pub mod config;
 pub mod endpoint;
 pub mod event;
 pub mod flow;
+pub mod guard;
 pub mod map;
 pub mod policy;
 pub mod port;

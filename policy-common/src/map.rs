@@ -14,12 +14,12 @@ pub struct MapSpec {
 /// Version of the layout and meaning of what operations write. Kept in the tables themselves, in `flags`
 /// of row 0 of `endpoints`: an agent goes on with tables of its own version only, and makes others anew
 /// beside those it finds.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Version of the layout and meaning of the rows of `endpoints`, and of the tables that the programs write:
 /// flows, fragments and counters. Kept in `ingress_policy` of row 0 of `endpoints`. Across versions
 /// connections are not known any more, so a new one should come with code that translates them.
-pub const FLOW_LAYOUT: u32 = 2;
+pub const FLOW_LAYOUT: u32 = 3;
 
 macro_rules! maps {
     ($($(#[$doc:meta])* $id:ident = $name:literal, $capacity:expr;)+) => {
@@ -58,8 +58,18 @@ maps! {
     SERVICE_V6 = "service_v6", 65_536;
     /// ARRAY of words of 64 bits: `service::Hint`s.
     SERVICE_HINTS = "service_hints", crate::service::Hint::WORDS;
-    /// ARRAY: slot of an endpoint's id -> `SlotInterface`.
-    MARK_SLOTS = "mark_slots", 1 << 16;
+    /// LPM_TRIE: `PrefixV4` -> `Guard`.
+    GUARDED_V4 = "guarded_v4", 524_288;
+    /// LPM_TRIE: `PrefixV6` -> `Guard`.
+    GUARDED_V6 = "guarded_v6", 524_288;
+    /// ARRAY: slot of an endpoint's id -> `carrier::Slot`.
+    SLOTS = "slots", crate::carrier::HIGHEST_SLOT + 1;
+    /// ARRAY: `carrier::pending_index` of a token -> `carrier::Pending` with a `FlowKeyV4`.
+    PENDING_V4 = "pending_v4", crate::carrier::PENDING_ROWS + crate::carrier::HIGHEST_SLOT + 1;
+    /// ARRAY: `carrier::pending_index` of a token -> `carrier::Pending` with a `FlowKeyV6`.
+    PENDING_V6 = "pending_v6", crate::carrier::PENDING_ROWS + crate::carrier::HIGHEST_SLOT + 1;
+    /// PERCPU_ARRAY: hash of a flow's key -> another hash of it, where the last such flow was seen one way only.
+    ONE_WAY_HINTS = "one_way_hints", crate::flow::ONE_WAY_HINTS;
     /// LRU_HASH: `FlowKeyV4` -> `Flow`, seen both ways.
     FLOWS_V4 = "flows_v4", 131_072;
     /// LRU_HASH: `FlowKeyV6` -> `Flow`, seen both ways.

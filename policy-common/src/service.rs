@@ -1,12 +1,11 @@
-//! Services: addresses that are translated after `from_pod` has seen the packet, and the mark that such a
-//! packet bears until it is judged.
+//! Services: addresses that are translated after `from_pod` has seen the packet.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::{AddressV4, AddressV6};
 
 /// Value of `service_v4/6`: an address that stands for another one until kube-proxy has translated it.
-/// What an isolated endpoint opens towards it is let through with the endpoint's mark, and judged where
+/// What an isolated endpoint opens towards it is let through with the endpoint's token (see `carrier`), and judged where
 /// it leaves the node or enters another of its pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -60,53 +59,6 @@ impl Hint {
     }
 }
 
-/// Value of `mark_slots`: the interface of the endpoint whose id has this slot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct SlotInterface {
-    /// Its ifindex, 0 where the slot is free.
-    pub ifindex: u32,
-}
-
-/// The part of a packet's mark (`skb->mark`) that names the endpoint whose egress is still to be judged, by its
-/// slot; 0 = none. The other bits belong to others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct MarkBits {
-    /// The bits in the mark; contiguous.
-    pub mask: u32,
-    /// How far the slot is shifted into the mark.
-    pub shift: u32,
-}
-
-impl MarkBits {
-    /// The upper half.
-    pub const DEFAULT: Self = Self {
-        mask: 0xffff_0000,
-        shift: 16,
-    };
-
-    /// The slot in a mark; 0 = not marked.
-    #[inline(always)]
-    #[must_use]
-    pub const fn slot(self, mark: u32) -> u32 {
-        (mark & self.mask) >> self.shift
-    }
-
-    /// `mark` with a slot in it; 0 clears it.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with_slot(self, mark: u32, slot: u32) -> u32 {
-        (mark & !self.mask) | (slot << self.shift & self.mask)
-    }
-
-    /// The highest slot that fits.
-    #[must_use]
-    pub const fn highest_slot(self) -> u32 {
-        self.mask >> self.shift
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,19 +87,5 @@ mod tests {
                 octets: [10, 96, 0, 7]
             })
         );
-    }
-
-    #[test]
-    fn other_bits_of_a_mark_are_kept() {
-        let marked = MarkBits::DEFAULT.with_slot(0x1234_4000, 7);
-        assert_eq!(marked, 0x0007_4000);
-        assert_eq!(MarkBits::DEFAULT.slot(marked), 7);
-        assert_eq!(MarkBits::DEFAULT.with_slot(marked, 0), 0x4000);
-        let narrow = MarkBits {
-            mask: 0x0ff0_0000,
-            shift: 20,
-        };
-        assert_eq!(narrow.highest_slot(), 255);
-        assert_eq!(narrow.with_slot(0xf00f_ffff, 255), u32::MAX);
     }
 }

@@ -54,18 +54,21 @@ macro_rules! reasons {
                 match self { $(Self::$name => $text,)+ }
             }
 
-            /// The number of a reason that passes; every drop's is higher.
-            const LAST_PASS: u32 = {
-                let mut last = -1_i32;
-                $(if matches!(Verdict::$verdict, Verdict::Pass) { last = $number; })+
-                $(assert!(matches!(Verdict::$verdict, Verdict::Pass) == ($number <= last));)+
-                last as u32
+            /// A bit for each reason that passes.
+            const PASSES: u32 = {
+                let mut passes = 0_u32;
+                $(if matches!(Verdict::$verdict, Verdict::Pass) { passes |= 1 << $number; })+
+                passes
             };
 
             /// The verdict of a reason given by its number; numbers that are none drop.
             #[inline(always)]
             pub const fn verdict_of(number: u32) -> Verdict {
-                if number <= Self::LAST_PASS { Verdict::Pass } else { Verdict::Drop }
+                if number < u32::BITS && Self::PASSES >> number & 1 != 0 {
+                    Verdict::Pass
+                } else {
+                    Verdict::Drop
+                }
             }
 
             /// The verdict that this reason stands for.
@@ -121,6 +124,26 @@ reasons! {
     NoPolicy = 16, Drop, "no_policy";
     /// A new flow was allowed but could not be recorded, so its replies could not pass.
     FlowTableError = 17, Drop, "flow_table_error";
+    /// A Service's answer to a connection whose packets were never seen where they leave: what carries the
+    /// sender's identity was wiped on the way, or an interface has no program yet.
+    ServiceUnverified = 18, Drop, "service_unverified";
+    /// ARP or neighbour discovery that claims an address which is not the pod's.
+    ClaimedAddress = 19, Drop, "claimed_address";
+    /// A router's message (router advertisement, redirect) from a pod.
+    RouterMessage = 20, Drop, "router_message";
+    /// A DHCP server's answer from a pod.
+    DhcpServer = 21, Drop, "dhcp_server";
+    /// A tunnel's packet from a pod to a node, whose inner packet nobody would judge.
+    NodeTunnel = 22, Drop, "node_tunnel";
+    /// The endpoint has no room left for another flow; other endpoints' room is theirs.
+    FlowBudget = 23, Drop, "flow_budget";
+    /// PORTCULLIS_POD_TO_NODE does not allow pods to reach this port of their node.
+    NodeDenied = 24, Drop, "node_denied";
+    /// Counted beside the verdict: a part of what carries the sender's identity was lost, and the packet was
+    /// judged by the part that was left.
+    CarrierDamaged = 25, Pass, "carrier_damaged";
+    /// A packet that looks like one of an endpoint's, and was not confirmed to be one.
+    CarrierForeign = 26, Pass, "carrier_foreign";
 }
 
 /// Our decision on a packet. One place in `policy-ebpf` turns it into a TC action.

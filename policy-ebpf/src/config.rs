@@ -3,18 +3,18 @@
 
 use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
-use policy_common::service::MarkBits;
 
 /// Written by user space at load, under this name.
 #[unsafe(no_mangle)]
 static CONFIG: DatapathConfig = DatapathConfig {
     // Placeholders that are right for a kernel of 250 jiffies a second.
-    timeouts: Timeouts::SECONDS.to_jiffies(250),
+    timeouts: Timeouts::SECONDS.to_ticks(250, 0),
     event_window: 250,
     event_limit: 0,
     endpoint_slots: map::ENDPOINTS.capacity,
-    mark: MarkBits::DEFAULT,
-    settled_slot: 0,
+    second: 250,
+    clock_shift: 0,
+    keep_carrier: 0,
     log_decisions: 0,
 };
 
@@ -25,13 +25,13 @@ macro_rules! constant {
     };
 }
 
-/// Timeout of a flow, in jiffies.
+/// Timeout of a flow, in ticks.
 #[inline(always)]
 pub(crate) fn flow_timeout(protocol: u8, state: u8) -> u32 {
     use policy_common::flow::{FlowState, protocol as number};
     // As `policy_common::flow::timeout`, which is tested on the host, but reading only the one field.
     match protocol {
-        number::TCP | number::SCTP => match state {
+        number::TCP | number::SCTP => match FlowState::of(state) {
             FlowState::TWO_WAY => constant!(timeouts.established),
             FlowState::ONE_WAY => constant!(timeouts.opening),
             FlowState::CLOSING => constant!(timeouts.closing),
@@ -47,13 +47,13 @@ pub(crate) fn flow_timeout(protocol: u8, state: u8) -> u32 {
     }
 }
 
-/// How long later fragments may follow the first, in jiffies.
+/// How long later fragments may follow the first, in ticks.
 #[inline(always)]
 pub(crate) fn fragment_timeout() -> u32 {
     constant!(timeouts.fragment)
 }
 
-/// Length of the events' rate window in jiffies.
+/// Length of the events' rate window in ticks.
 #[inline(always)]
 pub(crate) fn event_window() -> u32 {
     constant!(event_window)
@@ -65,19 +65,22 @@ pub(crate) fn event_limit() -> u32 {
     constant!(event_limit)
 }
 
-/// Where the mark holds the endpoint that is still to be judged.
+/// Ticks of [`crate::event::now`] in a second.
 #[inline(always)]
-pub(crate) fn mark() -> MarkBits {
-    MarkBits {
-        mask: constant!(mark.mask),
-        shift: constant!(mark.shift),
-    }
+pub(crate) fn second() -> u32 {
+    constant!(second)
 }
 
-/// The slot that a judged packet's mark gets.
+/// How far jiffies are shifted to be ticks.
 #[inline(always)]
-pub(crate) fn settled_slot() -> u32 {
-    constant!(settled_slot)
+pub(crate) fn clock_shift() -> u32 {
+    constant!(clock_shift)
+}
+
+/// Whether a judged packet stays as it was.
+#[inline(always)]
+pub(crate) fn keep_carrier() -> bool {
+    constant!(keep_carrier) != 0
 }
 
 /// Rows of the `endpoints` array.

@@ -7,7 +7,7 @@ use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::verdict::Direction;
 
 use crate::config;
-use crate::maps::{ENDPOINTS, ENDPOINTS_EXT, MARK_SLOTS};
+use crate::maps::{ENDPOINTS, ENDPOINTS_EXT, SLOTS};
 
 /// What a verdict needs to know of an endpoint, read in the order that makes updates safe.
 #[derive(Clone, Copy)]
@@ -48,6 +48,25 @@ impl Subject {
         self.policy(Direction::Ingress) | self.policy(Direction::Egress) != 0
     }
 
+    /// Whether the endpoint's flows are to be kept: a policy selects the pod, or nothing else knows who began them.
+    #[inline(always)]
+    pub(crate) fn tracks(&self) -> bool {
+        self.is_isolated() || self.row().flags & Endpoint::RECORD != 0
+    }
+
+    /// Whether the pod may send what only routers do.
+    #[inline(always)]
+    pub(crate) fn is_router(&self) -> bool {
+        self.row().flags & Endpoint::ROUTER != 0
+    }
+
+    /// The UDP ports at which this node decapsulates, four in one word.
+    #[inline(always)]
+    pub(crate) fn tunnel_ports(&self) -> u64 {
+        // SAFETY: as in `policy`; the row is aligned to 8 bytes, and so are its ports.
+        unsafe { ptr::read_volatile((&raw const (*self.row).tunnel_ports).cast::<u64>()) }
+    }
+
     /// The row as a reference, for what never changes while the endpoint lives.
     #[inline(always)]
     pub(crate) fn row(&self) -> &Endpoint {
@@ -65,13 +84,13 @@ pub(crate) fn find(skb: &TcContext) -> Option<Subject> {
 /// The endpoint whose id has this slot; `None` when there is none.
 #[inline(always)]
 pub(crate) fn by_slot(slot: u32) -> Option<Subject> {
-    let ifindex = MARK_SLOTS.get(slot)?.ifindex;
+    let ifindex = SLOTS.get(slot)?.ifindex;
     by_ifindex(ifindex).filter(|subject| subject.id & 0xffff == slot)
 }
 
 /// The endpoint of an interface.
 #[inline(always)]
-fn by_ifindex(ifindex: u32) -> Option<Subject> {
+pub(crate) fn by_ifindex(ifindex: u32) -> Option<Subject> {
     let row = if ifindex < config::endpoint_slots() {
         ENDPOINTS.get_ptr(ifindex)?
     } else {

@@ -9,9 +9,9 @@ use policy_common::service::Hint;
 use policy_common::verdict::Reason;
 
 use crate::maps::{
-    FLOWS_NEW_V4, FLOWS_NEW_V6, FLOWS_V4, FLOWS_V6, FlowTable, IDENTITY_V4, IDENTITY_V6,
-    IdentityTable, NewFlowTable, PREFIX_V4, PREFIX_V6, PrefixTable, SERVICE_V4, SERVICE_V6,
-    ServiceTable,
+    FLOWS_NEW_V4, FLOWS_NEW_V6, FLOWS_V4, FLOWS_V6, FlowTable, GUARDED_V4, GUARDED_V6, GuardTable,
+    IDENTITY_V4, IDENTITY_V6, IdentityTable, NewFlowTable, PENDING_V4, PENDING_V6, PREFIX_V4,
+    PREFIX_V6, PendingTable, PrefixTable, SERVICE_V4, SERVICE_V6, ServiceTable,
 };
 use crate::parse::{self, Network};
 
@@ -25,6 +25,10 @@ pub(crate) trait Family: Sized + 'static {
     const ADDRESS_BITS: u32;
     /// ICMP's protocol number in this family.
     const ICMP: u8;
+    /// The UDP port of DHCP servers, and that of their clients.
+    const DHCP_SERVER: u16;
+    /// See [`Family::DHCP_SERVER`].
+    const DHCP_CLIENT: u16;
     /// Length of a network header without options or extension headers, in bytes.
     const HEADER_LEN: usize;
 
@@ -46,6 +50,12 @@ pub(crate) trait Family: Sized + 'static {
     fn hint(address: Self::Address) -> Hint;
     /// Its table of addresses that are translated later.
     fn services() -> &'static ServiceTable<Self::Address>;
+    /// Whose its addresses are.
+    fn guarded() -> &'static GuardTable<Self::Address>;
+    /// Its flows that wait to be granted.
+    fn pending() -> &'static PendingTable<Self::Address>;
+    /// 32 bits that are the same for all packets of a flow, spread over their upper half.
+    fn entropy(key: &FlowKey<Self::Address>) -> u32;
     /// Its table of flows seen both ways.
     fn flows() -> &'static FlowTable<Self::Address>;
     /// Its table of flows seen one way.
@@ -63,8 +73,12 @@ pub(crate) trait Family: Sized + 'static {
     fn own_address(endpoint: &Endpoint) -> Option<Self::Address>;
     /// Whether a source address that is not the endpoint's own can forge no identity.
     fn is_harmless_source(address: Self::Address) -> bool;
-    /// Whether the ICMP message is neighbour discovery or multicast listener discovery.
+    /// Whether an address can be a single sender's.
+    fn is_unicast(address: Self::Address) -> bool;
+    /// Whether the ICMP message is neighbour discovery or multicast listener discovery, by its hop limit.
     fn is_link_control(icmp_type: u8, hop_limit: u8) -> bool;
+    /// Whether only routers send this type of ICMP message.
+    fn is_router_message(icmp_type: u8) -> bool;
     /// Whether an ICMP type is an error that quotes a packet.
     fn is_icmp_error(icmp_type: u8) -> bool;
     /// `Some((request type, is this the request))` for ICMP queries.
@@ -84,6 +98,8 @@ impl Family for V4 {
     const ADDRESS_BITS: u32 = 32;
     const ICMP: u8 = protocol::ICMP;
     const HEADER_LEN: usize = Ipv4Hdr::LEN;
+    const DHCP_SERVER: u16 = 67;
+    const DHCP_CLIENT: u16 = 68;
 
     #[inline(always)]
     fn key(
@@ -116,6 +132,18 @@ impl Family for V4 {
         &SERVICE_V4
     }
     #[inline(always)]
+    fn guarded() -> &'static GuardTable<AddressV4> {
+        &GUARDED_V4
+    }
+    #[inline(always)]
+    fn pending() -> &'static PendingTable<AddressV4> {
+        &PENDING_V4
+    }
+    #[inline(always)]
+    fn entropy(key: &FlowKeyV4) -> u32 {
+        key.entropy()
+    }
+    #[inline(always)]
     fn flows() -> &'static FlowTable<AddressV4> {
         &FLOWS_V4
     }
@@ -140,12 +168,24 @@ impl Family for V4 {
         (endpoint.flags & Endpoint::HAS_IPV4 != 0).then_some(endpoint.ipv4)
     }
     #[inline(always)]
-    fn is_harmless_source(_: AddressV4) -> bool {
-        false
+    fn is_harmless_source(address: AddressV4) -> bool {
+        // The unspecified address, from which DHCP clients ask; nobody forwards what comes from it.
+        address.octets == [0; 4]
+    }
+    #[inline(always)]
+    fn is_unicast(address: AddressV4) -> bool {
+        // Not loopback's, no group's, and none that is set aside (RFC 1122, section 3.2.1.3). The unspecified
+        // address is nobody's: DHCP clients send from it.
+        !matches!(address.octets[0], 127 | 224..)
     }
     #[inline(always)]
     fn is_link_control(_: u8, _: u8) -> bool {
         false
+    }
+    #[inline(always)]
+    fn is_router_message(icmp_type: u8) -> bool {
+        // RFC 792 and RFC 1256: redirect, router advertisement.
+        matches!(icmp_type, 5 | 9)
     }
     #[inline(always)]
     fn is_icmp_error(icmp_type: u8) -> bool {
@@ -176,6 +216,8 @@ impl Family for V6 {
     const ADDRESS_BITS: u32 = 128;
     const ICMP: u8 = protocol::ICMPV6;
     const HEADER_LEN: usize = size_of::<Ipv6Hdr>();
+    const DHCP_SERVER: u16 = 547;
+    const DHCP_CLIENT: u16 = 546;
 
     #[inline(always)]
     fn key(
@@ -208,6 +250,18 @@ impl Family for V6 {
         &SERVICE_V6
     }
     #[inline(always)]
+    fn guarded() -> &'static GuardTable<AddressV6> {
+        &GUARDED_V6
+    }
+    #[inline(always)]
+    fn pending() -> &'static PendingTable<AddressV6> {
+        &PENDING_V6
+    }
+    #[inline(always)]
+    fn entropy(key: &FlowKeyV6) -> u32 {
+        key.entropy()
+    }
+    #[inline(always)]
     fn flows() -> &'static FlowTable<AddressV6> {
         &FLOWS_V6
     }
@@ -236,8 +290,20 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn is_harmless_source(address: AddressV6) -> bool {
-        // fe80::/10: valid on this link only, never in a table, so it has identity 0.
-        address.octets[0] == 0xfe && address.octets[1] & 0xc0 == 0x80
+        // fe80::/10: valid on this link only, never in a table, so it has identity 0. And the unspecified address, from
+        // which a host asks whether its own is free.
+        (address.octets[0] == 0xfe && address.octets[1] & 0xc0 == 0x80) || address.words() == [0; 4]
+    }
+    #[inline(always)]
+    fn is_unicast(address: AddressV6) -> bool {
+        // No group's, and not loopback's (RFC 4291, section 2.5).
+        let [a, b, c, d] = address.words();
+        address.octets[0] != 0xff && (a, b, c, d) != (0, 0, 0, 1_u32.to_be())
+    }
+    #[inline(always)]
+    fn is_router_message(icmp_type: u8) -> bool {
+        // RFC 4861: router advertisement, redirect.
+        matches!(icmp_type, 134 | 137)
     }
     #[inline(always)]
     fn is_link_control(icmp_type: u8, hop_limit: u8) -> bool {

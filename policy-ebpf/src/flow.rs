@@ -4,6 +4,7 @@
 use core::ptr::null_mut;
 
 use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::programs::TcContext;
 use policy_common::flow::{Flow, FlowKey, FlowState, Signal, is_expired, next_state, protocol};
 use policy_common::verdict::{Direction, Reason};
 
@@ -11,12 +12,13 @@ use crate::config;
 use crate::endpoint::Subject;
 use crate::event::now;
 use crate::family::Family;
+use crate::maps::ONE_WAY_HINTS;
 use crate::packet::Packet;
 use crate::policy::{Decision, classify};
-use crate::{EGRESS, service};
+use crate::{EGRESS, carrier, service};
 
-/// The fast path: whether the packet belongs to a live two-way flow that was allowed in the current
-/// epoch, and says nothing about the connection's life.
+/// The fast path: whether the packet belongs to a live flow that was allowed in the current epoch, and says nothing about
+/// the connection's life. `one_way` says to look among flows that were seen one way only first.
 #[inline(always)]
 pub(crate) fn established<F: Family, const D: u8>(
     subject: &Subject,
@@ -29,25 +31,87 @@ pub(crate) fn established<F: Family, const D: u8>(
     // SAFETY: an LRU element may be reused for another flow while we look at it, as with every
     // LRU table; its fields are plain numbers, and the worst case is a flow judged again.
     let row = unsafe { &mut *flow };
-    let deferred = match row.state_and_flags() {
-        Flow::TWO_WAY => false,
-        Flow::TWO_WAY_DEFERRED => true,
-        _ => return Fast::Known,
-    };
-    if row.epoch != subject.epoch || signal.tells_life() {
+    let kind = row.state_and_flags();
+    if !matches!(
+        kind,
+        Flow::TWO_WAY | Flow::TWO_WAY_DEFERRED | Flow::TWO_WAY_NODE
+    ) || row.epoch != subject.epoch
+        || signal.tells_life()
+        || !is_fresh(row, key.protocol)
+    {
         return Fast::Known;
     }
+    if D == EGRESS && kind == Flow::TWO_WAY_DEFERRED {
+        return Fast::Deferred;
+    }
+    if D != EGRESS && kind == Flow::TWO_WAY_NODE {
+        return Fast::OfNode;
+    }
+    Fast::Established
+}
+
+/// As [`established`], of datagrams that nobody answers: among flows that were seen one way only. Only a hint leads here,
+/// so that others pay nothing for it.
+#[inline(always)]
+pub(crate) fn unanswered<F: Family, const D: u8>(
+    subject: &Subject,
+    key: &FlowKey<F::Address>,
+) -> Fast {
+    let entropy = F::entropy(key);
+    let hint = ONE_WAY_HINTS.get_ptr_mut(hint_row(entropy));
+    // SAFETY: a row of this CPU's own.
+    if hint.is_none_or(|hint| unsafe { *hint } != entropy) {
+        return Fast::Unknown;
+    }
+    let Some(flow) = F::new_flows().get_ptr_mut(key) else {
+        return Fast::Unknown;
+    };
+    // SAFETY: as in `established`.
+    let row = unsafe { &mut *flow };
+    if row.state != FlowState::ONE_WAY
+        || row.initiator != D
+        || row.epoch != subject.epoch
+        || !is_fresh(row, key.protocol)
+    {
+        return Fast::Unknown;
+    }
+    if row.flags & Flow::DEFERRED != 0 {
+        return Fast::Deferred;
+    }
+    if row.flags & Flow::NODE_ORIGIN != 0 {
+        return Fast::OfNode;
+    }
+    Fast::Established
+}
+
+/// Remembers that the flow was seen one way only.
+#[inline(always)]
+fn hint_one_way<F: Family>(key: &FlowKey<F::Address>) {
+    let entropy = F::entropy(key);
+    if let Some(hint) = ONE_WAY_HINTS.get_ptr_mut(hint_row(entropy)) {
+        // SAFETY: a row of this CPU's own.
+        unsafe { *hint = entropy };
+    }
+}
+
+#[inline(always)]
+fn hint_row(entropy: u32) -> u32 {
+    entropy >> 22
+}
+
+const _: () = assert!(policy_common::flow::ONE_WAY_HINTS == 1 << (32 - 22));
+
+/// Whether a flow lives; notes that it was seen.
+#[inline(always)]
+fn is_fresh(row: &mut Flow, protocol: u8) -> bool {
     let now = now();
     if row.last_seen != now {
-        if is_over(row, key.protocol, now) {
-            return Fast::Known;
+        if is_over(row, protocol, now) {
+            return false;
         }
         row.last_seen = now;
     }
-    if D == EGRESS && deferred {
-        return Fast::Deferred;
-    }
-    Fast::Established
+    true
 }
 
 /// What the fast path found.
@@ -56,9 +120,11 @@ pub(crate) enum Fast {
     Established,
     /// Done: the packet passes, and is judged where it leaves.
     Deferred,
+    /// A flow that this node began: the packet passes if this node made it.
+    OfNode,
     /// A flow that needs a second look.
     Known,
-    /// No two-way flow.
+    /// No such flow.
     Unknown,
 }
 
@@ -111,20 +177,23 @@ fn judge<F: Family>(
 
 /// Whether what the pod opens towards this address is judged where it leaves.
 #[inline(always)]
-fn is_deferred<F: Family>(remote: &F::Address, flags: u8) -> bool {
-    // What was once deferred stays so: its translation lives on in the kernel's connection tracking.
-    flags & Flow::DEFERRED != 0 || service::is_service::<F>(remote)
+fn is_deferred<F: Family>(subject: &Subject, remote: &F::Address, flags: u8) -> bool {
+    // What was once deferred stays so: its translation lives on in the kernel's connection tracking. Where nothing
+    // isolates the pod for egress there is nothing to judge.
+    flags & Flow::DEFERRED != 0
+        || (subject.policy(Direction::Egress) != 0 && service::is_service::<F>(remote))
 }
 
 /// The slow path, for packets that begin, end or revive a flow. `known` is the two-way flow that the
-/// fast path found, or null; `from_node` says whether a socket of this node made the packet; `source` is the
+/// fast path found, or null; `from_node` says whether this node made the packet; `source` is the
 /// endpoint that sent it, where its address was replaced.
 #[inline(always)]
 pub(crate) fn resolve<F: Family>(
+    skb: &TcContext,
     subject: &Subject,
     packet: &Packet<F>,
     known: *mut Flow,
-    from_node: impl FnOnce() -> bool,
+    from_node: bool,
     source: u32,
     decision: &mut Decision,
 ) -> Reason {
@@ -142,7 +211,7 @@ pub(crate) fn resolve<F: Family>(
         }
     }
     let (opened, flags, peer, judged) = if flow.is_null() {
-        let flags = if from_node() { Flow::NODE_ORIGIN } else { 0 };
+        let flags = if from_node { Flow::NODE_ORIGIN } else { 0 };
         (packet.direction, flags, source, false)
     } else {
         // SAFETY: a row of an LRU table; see `established`.
@@ -158,10 +227,25 @@ pub(crate) fn resolve<F: Family>(
         && (if judged {
             flags & Flow::DEFERRED != 0
         } else {
-            is_deferred::<F>(&packet.key.remote, flags)
+            is_deferred::<F>(subject, &packet.key.remote, flags)
         })
     {
-        return defer(subject, packet, flow, two_way, now, decision);
+        return defer(
+            skb, subject, packet, flow, two_way, from_node, now, decision,
+        );
+    }
+    if !flow.is_null()
+        && flags & Flow::NODE_ORIGIN != 0
+        && matches!(packet.direction, Direction::Ingress)
+        && !from_node
+    {
+        // Somebody else has got the address and port that this node once used, and is judged by himself. The node's flow
+        // stays what it is, and serves the answers.
+        return if judge::<F>(subject, &packet.key, Direction::Ingress, source, decision) {
+            Reason::PolicyAllowed
+        } else {
+            denied(decision)
+        };
     }
     let allowed = judged
         || flags & Flow::NODE_ORIGIN != 0
@@ -197,30 +281,42 @@ pub(crate) fn resolve<F: Family>(
     row.last_seen = now;
     let reply = opened as u8 != packet.direction as u8;
     row.state = next_state(row.state, packet.signal, reply);
-    if !two_way && reply {
-        promote(packet, row);
+    if !two_way {
+        if reply {
+            promote(packet, row);
+        } else if packet.key.protocol == protocol::UDP {
+            hint_one_way::<F>(&packet.key);
+        }
     }
     Reason::Established
 }
 
-/// A packet of a flow that is judged elsewhere: the pod's packets pass, to be judged where they leave, and the
-/// replies as long as the judge did not close their way.
+/// A packet of a flow that is judged elsewhere. The pod's packets pass, to be judged where they leave. The answers pass
+/// once a judge has granted the flow: where the packets are never seen by one, nothing comes back.
 #[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined; a structure would be put together on the stack"
+)]
 fn defer<F: Family>(
+    skb: &TcContext,
     subject: &Subject,
     packet: &Packet<F>,
     flow: *mut Flow,
     two_way: bool,
+    from_node: bool,
     now: u32,
     decision: &mut Decision,
 ) -> Reason {
     let leaves = matches!(packet.direction, Direction::Egress);
-    if leaves {
-        service::note::<F>(&packet.key);
-    }
+    // 0 stands for "has not asked".
+    let asking = now | 1;
     if flow.is_null() {
-        return match begin(subject, packet, Flow::DEFERRED, 0, now, decision) {
-            Reason::PolicyAllowed => Reason::Deferred,
+        return match begin_at(0, packet, Flow::DEFERRED, asking, now, decision) {
+            Reason::PolicyAllowed => {
+                carrier::ask::<F>(skb, &packet.key);
+                Reason::Deferred
+            }
             failed => failed,
         };
     }
@@ -232,19 +328,71 @@ fn defer<F: Family>(
         decision.policy = subject.policy(Direction::Egress);
         return Reason::FlowRevoked;
     }
+    let granted = row.epoch == subject.epoch && !is_closed;
+    if leaves {
+        if granted {
+            carrier::defer::<F>(skb, &packet.key);
+        } else {
+            if row.peer == 0 {
+                row.peer = asking;
+            }
+            carrier::ask::<F>(skb, &packet.key);
+        }
+    } else if !granted {
+        if from_node {
+            // The node itself answers: what is delivered here meets no judge, and needs none.
+            row.epoch = subject.epoch;
+            row.peer = 0;
+        } else if packet.signal.0 & Signal::RST == 0 {
+            let waits =
+                row.peer != 0 && now.wrapping_sub(row.peer) as i32 > config::second() as i32;
+            if row.epoch == 0 || waits {
+                return Reason::ServiceUnverified;
+            }
+        }
+    }
     row.last_seen = now;
     if !is_closed {
         row.state = next_state(row.state, packet.signal, !leaves);
     }
     if leaves {
-        row.epoch = subject.epoch;
+        if !two_way && packet.key.protocol == protocol::UDP {
+            hint_one_way::<F>(&packet.key);
+        }
         return Reason::Deferred;
     }
-    // The epoch stays as it is: the pod's next packet is to take the long way, where the judge hears of it.
     if !two_way {
         promote(packet, row);
     }
     Reason::Established
+}
+
+/// A judge has seen a packet of a deferred flow, and allows it or not.
+#[inline(always)]
+pub(crate) fn grant<F: Family>(key: &FlowKey<F::Address>, epoch: u32, allowed: bool) {
+    let mut found = F::new_flows().get_ptr_mut(key);
+    let mut opened = FlowState::ONE_WAY;
+    if found.is_none() {
+        found = F::flows().get_ptr_mut(key);
+        opened = FlowState::TWO_WAY;
+    }
+    let Some(flow) = found else {
+        return;
+    };
+    // SAFETY: a row of an LRU table; see `established`.
+    let row = unsafe { &mut *flow };
+    if row.flags & Flow::DEFERRED == 0 {
+        return;
+    }
+    if !allowed {
+        row.state = FlowState::REVOKED;
+        return;
+    }
+    if row.state == FlowState::REVOKED {
+        row.state = opened;
+    }
+    row.peer = 0;
+    row.epoch = epoch;
 }
 
 /// The flow, or null when it has not been heard of for too long.
@@ -268,12 +416,14 @@ fn is_opening_of_other_side(flow: *mut Flow, direction: Direction) -> bool {
 
 /// Whether a flow has not been heard of for too long.
 #[inline(always)]
-fn is_over(flow: &Flow, protocol: u8, now: u32) -> bool {
-    is_expired(
-        now,
-        flow.last_seen,
-        config::flow_timeout(protocol, flow.state),
-    )
+fn is_over(flow: &Flow, number: u8, now: u32) -> bool {
+    // What this node asks by UDP is over when its connection tracking thinks so: the port may be another's then.
+    let state = if flow.flags & Flow::NODE_ORIGIN != 0 && number == protocol::UDP {
+        FlowState::ONE_WAY
+    } else {
+        flow.state
+    };
+    is_expired(now, flow.last_seen, config::flow_timeout(number, state))
 }
 
 /// The reason of a drop by classification.
@@ -296,6 +446,19 @@ fn begin<F: Family>(
     now: u32,
     decision: &Decision,
 ) -> Reason {
+    begin_at(subject.epoch, packet, flags, peer, now, decision)
+}
+
+/// As [`begin`], granted in `epoch`.
+#[inline(always)]
+fn begin_at<F: Family>(
+    epoch: u32,
+    packet: &Packet<F>,
+    flags: u8,
+    peer: u32,
+    now: u32,
+    decision: &Decision,
+) -> Reason {
     let passed = if flags & Flow::NODE_ORIGIN != 0 {
         Reason::NodeOrigin
     } else {
@@ -305,7 +468,7 @@ fn begin<F: Family>(
         return passed;
     }
     let flow = Flow {
-        epoch: subject.epoch,
+        epoch,
         last_seen: now,
         rule: decision.rule,
         state: FlowState::ONE_WAY,

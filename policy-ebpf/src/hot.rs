@@ -15,8 +15,7 @@ use crate::flow::{self, Fast};
 use crate::packet::flow_key;
 use crate::parse::{self, NETWORK_OFFSET, Network, TCP_FLAGS, Transport};
 use crate::scratch::Scratch;
-use crate::service;
-use crate::{EGRESS, KNOWN, NEW, UNUSUAL, direction};
+use crate::{EGRESS, KNOWN, NEW, UNUSUAL, carrier, direction, link};
 
 /// The `Reason` to pass, as a number; or `NEW` or `KNOWN`, for `judge_slowly`; or `UNUSUAL`.
 #[inline(always)]
@@ -24,25 +23,42 @@ pub(crate) fn judge<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) 
     let Some((network, transport)) = read::<F, NETWORK_OFFSET>(skb) else {
         return UNUSUAL;
     };
-    if D == EGRESS && F::own_address(subject.row()) != Some(network.saddr) {
-        return UNUSUAL;
+    let is_udp = network.protocol == protocol::UDP;
+    if D == EGRESS {
+        if F::own_address(subject.row()) != Some(network.saddr) {
+            return UNUSUAL;
+        }
+        carrier::sent(skb, subject.id);
+        if is_udp && link::is_unusual_udp::<F>(subject, &transport) {
+            return UNUSUAL;
+        }
     }
     let signal = transport.signal;
-    if !signal.tells_life() && !subject.is_isolated() {
+    if !signal.tells_life() && !subject.tracks() {
         return Reason::NotIsolated as u32;
     }
     if signal.opens() {
         return NEW;
     }
     let key = flow_key(subject.id, direction::<D>(), &network, &transport);
-    match flow::established::<F, D>(subject, &key, signal) {
+    let mut found = Fast::Unknown;
+    if is_udp {
+        found = flow::unanswered::<F, D>(subject, &key);
+    }
+    let in_new = !matches!(found, Fast::Unknown);
+    if !in_new {
+        found = flow::established::<F, D>(subject, &key, signal);
+    }
+    match found {
         Fast::Established => Reason::Established as u32,
         Fast::Deferred => {
-            service::defer(skb, subject.id);
+            carrier::defer::<F>(skb, &key);
             Reason::Deferred as u32
         }
+        Fast::OfNode if carrier::is_from_node(skb, true) => Reason::Established as u32,
+        Fast::OfNode if in_new => NEW,
+        Fast::OfNode | Fast::Known => KNOWN,
         Fast::Unknown => NEW,
-        Fast::Known => KNOWN,
     }
 }
 

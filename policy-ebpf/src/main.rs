@@ -24,6 +24,7 @@
     allow(dead_code, reason = "the programs are for BPF only")
 )]
 
+mod carrier;
 mod config;
 mod endpoint;
 mod event;
@@ -31,6 +32,7 @@ mod family;
 mod flow;
 mod fragment;
 mod hot;
+mod link;
 mod maps;
 mod packet;
 mod parse;
@@ -40,13 +42,13 @@ mod scratch;
 mod service;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::FlowKey;
 use policy_common::verdict::{Direction, Reason, Verdict};
 
+use carrier::Carried;
 use endpoint::Subject;
 use family::{Family, V4, V6};
 use flow::Fast;
@@ -74,13 +76,14 @@ pub fn to_pod(skb: TcContext) -> i32 {
 
 #[inline(always)]
 fn enter(skb: &TcContext) -> i32 {
-    let slot = service::slot(skb);
-    if slot != 0 && judge_deferred::<{ parse::NETWORK_OFFSET }>(skb, slot) == TC_ACT_SHOT {
+    let carried = carrier::read::<{ parse::NETWORK_OFFSET }>(skb);
+    if carried.slot != 0 && judge_deferred::<{ parse::NETWORK_OFFSET }>(skb, carried) == TC_ACT_SHOT
+    {
         return TC_ACT_SHOT;
     }
     let result = run::<INGRESS>(skb);
-    // Whether there was a mark or not: a branch would have the verifier follow all of the above twice.
-    service::settle(skb);
+    // Whether there was anything or not: a branch would have the verifier follow all of the above twice.
+    carrier::delivered(skb);
     result
 }
 
@@ -96,22 +99,36 @@ pub fn exit_l3(skb: TcContext) -> i32 {
     leave::<0>(&skb)
 }
 
+/// As `exit`, of IP over InfiniBand: 20 bytes of the driver's and 4 of its header (RFC 4391) come first.
+#[classifier]
+pub fn exit_ib(skb: TcContext) -> i32 {
+    leave::<24>(&skb)
+}
+
 /// What leaves the node, its network header at `N`: of interest only when it was deferred.
 #[inline(always)]
 fn leave<const N: usize>(skb: &TcContext) -> i32 {
-    let slot = service::slot(skb);
-    if slot == 0 {
+    let carried = carrier::read::<N>(skb);
+    if carried.slot == 0 {
         return TC_ACT_UNSPEC;
     }
-    let result = judge_deferred::<N>(skb, slot);
-    service::settle(skb);
+    let result = judge_deferred::<N>(skb, carried);
+    carrier::judged(skb, carried.slot);
     result
 }
 
-/// Judges what the endpoint in `slot` sends to where it now goes.
+/// On TC egress of a bridge: what this node made says so from here on, because the clones that the bridge makes of a packet
+/// lose its socket.
+#[classifier]
+pub fn from_node(skb: TcContext) -> i32 {
+    carrier::stamp_node(&skb);
+    TC_ACT_UNSPEC
+}
+
+/// Judges what the endpoint that `carried` names sends to where it now goes.
 #[inline(always)]
-fn judge_deferred<const N: usize>(skb: &TcContext, slot: u32) -> i32 {
-    let reason = service::judge::<N>(skb, slot);
+fn judge_deferred<const N: usize>(skb: &TcContext, carried: Carried) -> i32 {
+    let reason = service::judge::<N>(skb, carried);
     event::count(skb, Direction::Egress, reason);
     action(Reason::verdict_of(reason))
 }
@@ -155,13 +172,38 @@ fn judge<const D: u8>(skb: &TcContext) -> u32 {
     // The kernel moves a VLAN tag out of the packet, so that a tagged packet looks like its payload.
     // SAFETY: a context field that the verifier lets TC programs read.
     let tagged = unsafe { (*skb.skb.skb).vlan_present } != 0;
+    if D == EGRESS {
+        carrier::scrub(skb);
+    }
     match event::ethertype(skb) {
         ETHERTYPE_IPV4 if !tagged => judge_ip::<V4, D>(skb, &subject),
         ETHERTYPE_IPV6 if !tagged => judge_ip::<V6, D>(skb, &subject),
-        ETHERTYPE_ARP if !tagged => Reason::LinkControl as u32,
-        _ if subject.is_isolated() => unparsed(skb, subject.id, direction::<D>(), Reason::NotIp),
+        ETHERTYPE_ARP if !tagged && D != EGRESS => Reason::LinkControl as u32,
+        ETHERTYPE_ARP if !tagged => {
+            let reason = link::judge_arp(skb.skb.skb, subject.row, subject.epoch);
+            if reason != Reason::LinkControl as u32 {
+                event::dropped_unparsed(skb.skb.skb, subject.id, D as u32, reason);
+            }
+            reason
+        }
+        // The kernel takes tags off later, so that a source which nobody has checked would be believed.
+        ethertype
+            if subject.is_isolated() || (D == EGRESS && (tagged || hides_packet(ethertype))) =>
+        {
+            unparsed(skb, subject.id, direction::<D>(), Reason::NotIp)
+        }
         _ => Reason::NotIsolated as u32,
     }
+}
+
+/// Whether frames of this type hold another packet that a kernel may take out: VLAN tags (IEEE 802.1Q, 802.1ad, and
+/// what came before it), MPLS (RFC 3032), NSH (RFC 8300).
+#[inline(always)]
+const fn hides_packet(ethertype: u16) -> bool {
+    matches!(
+        ethertype,
+        0x8100 | 0x88a8 | 0x9100 | 0x8847 | 0x8848 | 0x894f
+    )
 }
 
 /// Drops a packet that was not parsed.
@@ -181,6 +223,13 @@ fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
         reason = judge_unusual::<F, D>(skb.skb.skb, subject.row, subject.epoch);
         if reason == ICMP_ERROR {
             reason = judge_icmp_error::<F>(skb.skb.skb, subject.row);
+        }
+        // Only IPv6 has neighbours to talk to.
+        if F::NUMBER == 6 && reason == NEIGHBOUR {
+            reason = link::judge_neighbour_message(skb.skb.skb, subject.row, D as u32);
+            if reason == UNDECIDED && !subject.tracks() {
+                reason = Reason::NotIsolated as u32;
+            }
         }
     }
     match reason {
@@ -206,6 +255,8 @@ const UNDECIDED: u32 = 0x103;
 const ICMP_ERROR: u32 = 0x104;
 /// The source is not the endpoint's own.
 const FOREIGN_SOURCE: u32 = 0x105;
+/// [`Scratch`] is filled with what may be talk on the link.
+const NEIGHBOUR: u32 = 0x106;
 
 /// All of parsing, and what needs no more than one lookup.
 #[inline(never)]
@@ -224,24 +275,44 @@ fn judge_unusual<F: Family, const D: u8>(
         }
         Err(_) => return Reason::NotIsolated as u32,
     };
-    if D == EGRESS
-        && F::own_address(subject.row()) != Some(network.saddr)
-        && !F::is_harmless_source(network.saddr)
-    {
-        return FOREIGN_SOURCE;
-    }
     let transport = match parse::transport(skb, &network) {
         Ok(transport) => transport,
-        Err(_) if !subject.is_isolated() => return Reason::NotIsolated as u32,
+        Err(_) if D != EGRESS && !subject.is_isolated() => return Reason::NotIsolated as u32,
+        // Without a header nobody knows what it would do to its receiver.
         Err(reason) => return unparsed(skb, subject.id, direction::<D>(), reason),
     };
-    if F::is_link_control(transport.icmp_type, network.hop_limit) {
-        return Reason::LinkControl as u32;
+    if D == EGRESS {
+        if F::own_address(subject.row()) == Some(network.saddr) {
+            carrier::sent(skb, subject.id);
+        } else if !F::is_harmless_source(network.saddr)
+            && link::may_claim::<F>(subject.row, subject.epoch, &network.saddr) == 0
+        {
+            return FOREIGN_SOURCE;
+        }
+        let reason = link::forbidden::<F>(subject, &network, &transport);
+        if reason != 0 {
+            event::dropped_unparsed(skb.skb.skb, subject.id, D as u32, reason);
+            return reason;
+        }
+    }
+    if F::is_link_control(transport.icmp_type, network.hop_limit)
+        && network.fragment == Fragment::WHOLE
+    {
+        let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
+        return match Scratch::fill(direction::<D>(), &key, &network, &transport) {
+            Some(scratch) => {
+                scratch.epoch = subject.epoch;
+                scratch.in_table = 0;
+                scratch.icmp_type = transport.icmp_type;
+                NEIGHBOUR
+            }
+            None => Reason::NoPolicy as u32,
+        };
     }
     // An un-isolated endpoint needs no flows now, but the day a policy selects it, its connections
     // must be judged in the direction they were opened in: so their beginnings and ends are kept,
     // and only those.
-    if !transport.signal.tells_life() && !subject.is_isolated() {
+    if !transport.signal.tells_life() && !subject.tracks() {
         return Reason::NotIsolated as u32;
     }
     let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
@@ -255,7 +326,7 @@ fn judge_unusual<F: Family, const D: u8>(
                 return Reason::Established as u32;
             }
             Fast::Unknown => {}
-            Fast::Established | Fast::Deferred | Fast::Known => in_table = true,
+            Fast::Established | Fast::Deferred | Fast::OfNode | Fast::Known => in_table = true,
         }
     }
     match Scratch::fill(direction::<D>(), &key, &network, &transport) {
@@ -268,17 +339,13 @@ fn judge_unusual<F: Family, const D: u8>(
     }
 }
 
-/// A packet that claims another source than the endpoint's own. Neighbour discovery does that before
-/// the endpoint has an address; everything else would forge an identity.
+/// A packet that claims another source than the endpoint may use: it would forge an identity.
 #[inline(never)]
 fn judge_foreign_source<F: Family, const D: u8>(skb: *mut __sk_buff, endpoint: u32) -> u32 {
     let skb = &TcContext::new(skb);
     if let Ok(network) = F::parse_network(skb, parse::NETWORK_OFFSET)
         && let Ok(transport) = parse::transport(skb, &network)
     {
-        if F::is_link_control(transport.icmp_type, network.hop_limit) {
-            return Reason::LinkControl as u32;
-        }
         let key = packet::flow_key(endpoint, direction::<D>(), &network, &transport);
         if let Some(scratch) = Scratch::fill(direction::<D>(), &key, &network, &transport) {
             let reason = Reason::SpoofedSource as u32;
@@ -305,7 +372,7 @@ fn judge_icmp_error<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32
             fragment::remember(&scratch.packet);
         }
         return if deferred && matches!(scratch.packet.direction, Direction::Egress) {
-            service::defer(&skb, subject.id);
+            carrier::defer::<F>(&skb, &scratch.quoted);
             DEFERRED
         } else {
             Reason::IcmpError as u32
@@ -336,7 +403,7 @@ fn judge_slowly<F: Family, const D: u8>(
         let context = TcContext::new(skb);
         scratch.source = service::hidden_source::<F>(&context, scratch.packet.saddr);
     }
-    let reason = slow_reason(skb, &subject, scratch);
+    let reason = slow_reason::<F, D>(skb, &subject, scratch);
     let Scratch {
         packet, decision, ..
     } = scratch;
@@ -350,9 +417,6 @@ fn judge_slowly<F: Family, const D: u8>(
             event::dropped(skb, packet, decision, reason as u32);
         }
     }
-    if D == EGRESS && matches!(reason, Reason::Deferred) {
-        service::defer(&TcContext::new(skb), subject.id);
-    }
     if config::log_decisions() {
         log_decision(skb, packet, decision, reason);
     }
@@ -360,13 +424,21 @@ fn judge_slowly<F: Family, const D: u8>(
 }
 
 #[inline(always)]
-fn slow_reason<F: Family>(
+fn slow_reason<F: Family, const D: u8>(
     skb: *mut __sk_buff,
     subject: &Subject,
     scratch: &mut Scratch<F>,
 ) -> Reason {
+    let context = &TcContext::new(skb);
     if F::own_address(subject.row()) == Some(scratch.packet.key.remote) {
-        return Reason::OwnAddress;
+        // What enters with the pod's own address has to come from the pod.
+        let is_own =
+            D == EGRESS || carrier::sender(context).is_some_and(|sender| sender.id == subject.id);
+        return if is_own {
+            Reason::OwnAddress
+        } else {
+            Reason::SpoofedSource
+        };
     }
     let Scratch {
         packet,
@@ -385,24 +457,12 @@ fn slow_reason<F: Family>(
     } else {
         core::ptr::null_mut()
     };
-    let from_node = || matches!(packet.direction, Direction::Ingress) && is_from_node(skb);
-    flow::resolve(subject, packet, known, from_node, *source, decision)
-}
-
-/// Whether a socket of this node made the packet. What is forwarded, translated or not, has none.
-#[inline(always)]
-fn is_from_node(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the verifier lets TC programs read `sk`, and its fields once it is not null.
-    unsafe {
-        let socket = (*skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return false;
-        }
-        let full = bpf_sk_fullsock(socket);
-        // Not a full socket: a connection that this node is just accepting. A full one without a type
-        // is the stand-in of the kernel's test runs; every socket that someone opened has one.
-        full.is_null() || (*full).type_ != 0
-    }
+    // Fragments of IPv6 that were made on the way look as clones do.
+    let may_be_clone = F::NUMBER == 4 || packet.fragment == Fragment::WHOLE;
+    let from_node = D != EGRESS && carrier::is_from_node(context, may_be_clone);
+    flow::resolve(
+        context, subject, packet, known, from_node, *source, decision,
+    )
 }
 
 /// A line for developers; the verifier removes it unless it was asked for at load.

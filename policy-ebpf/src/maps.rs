@@ -5,13 +5,15 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use policy_common::address::{AddressV4, AddressV6, Identity, IdentityBlock};
+use policy_common::carrier::{Pending, Slot};
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::event::{Event, EventBudget};
 use policy_common::flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
+use policy_common::guard::Guard;
 use policy_common::map;
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
 use policy_common::port::PortData;
-use policy_common::service::{ServiceAddress, SlotInterface};
+use policy_common::service::ServiceAddress;
 use policy_common::verdict::Counter;
 
 /// Rows appear with policies and pods: most nodes need a fraction of the capacity.
@@ -25,6 +27,10 @@ pub(crate) type PrefixTable<A> = LpmTrie<A, Identity, { map::PREFIX_V4.capacity 
 /// Addresses of one family that are translated later.
 pub(crate) type ServiceTable<A> =
     HashMap<A, ServiceAddress, { map::SERVICE_V4.capacity as usize }, ON_DEMAND>;
+/// Whose the addresses of one family are.
+pub(crate) type GuardTable<A> = LpmTrie<A, Guard, { map::GUARDED_V4.capacity as usize }>;
+/// Flows of one family that wait to be granted: by their tokens, then by their endpoints' slots.
+pub(crate) type PendingTable<A> = Array<Pending<FlowKey<A>>, { map::PENDING_V4.capacity as usize }>;
 /// Flows of one family that were seen both ways.
 pub(crate) type FlowTable<A> = LruHashMap<FlowKey<A>, Flow, { map::FLOWS_V4.capacity as usize }>;
 /// Flows of one family that were seen one way.
@@ -60,7 +66,12 @@ tables! {
     SERVICE_V4, "service_v4": ServiceTable<AddressV4>;
     SERVICE_V6, "service_v6": ServiceTable<AddressV6>;
     SERVICE_HINTS, "service_hints": Array<u64, { map::SERVICE_HINTS.capacity as usize }>;
-    MARK_SLOTS, "mark_slots": Array<SlotInterface, { map::MARK_SLOTS.capacity as usize }>;
+    GUARDED_V4, "guarded_v4": GuardTable<AddressV4>;
+    GUARDED_V6, "guarded_v6": GuardTable<AddressV6>;
+    SLOTS, "slots": Array<Slot, { map::SLOTS.capacity as usize }>;
+    PENDING_V4, "pending_v4": PendingTable<AddressV4>;
+    PENDING_V6, "pending_v6": PendingTable<AddressV6>;
+    ONE_WAY_HINTS, "one_way_hints": PerCpuArray<u32, { map::ONE_WAY_HINTS.capacity as usize }>;
     FLOWS_V4, "flows_v4": FlowTable<AddressV4>;
     FLOWS_V6, "flows_v6": FlowTable<AddressV6>;
     FLOWS_NEW_V4, "flows_new_v4": NewFlowTable<AddressV4>;
@@ -69,6 +80,6 @@ tables! {
         LruHashMap<FragmentKey, FragmentPorts, { map::FRAGMENTS.capacity as usize }>;
     COUNTERS, "counters": PerCpuArray<Counter, { map::COUNTERS.capacity as usize }>;
     EVENT_BUDGET, "event_budget": PerCpuArray<EventBudget, { map::EVENT_BUDGET.capacity as usize }>;
-    SCRATCH, "scratch": PerCpuArray<[u64; SCRATCH_WORDS], 2>;
+    SCRATCH, "scratch": PerCpuArray<[u64; SCRATCH_WORDS], 1>;
     EVENTS, "events": RingBuf<Event, { map::EVENTS.capacity as usize }>;
 }

@@ -136,7 +136,7 @@ pub(crate) fn be16(start: *const u8, offset: usize) -> u16 {
 
 /// An address at `offset`.
 #[inline(always)]
-fn address<A: Copy>(start: *const u8, offset: usize) -> A {
+pub(crate) fn address<A: Copy>(start: *const u8, offset: usize) -> A {
     // SAFETY: within the length asked for; alignment as in `be16`.
     unsafe { *start.add(offset).cast::<A>() }
 }

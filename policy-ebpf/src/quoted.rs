@@ -46,6 +46,11 @@ pub(crate) fn find_flow_key<F: Family>(
         Direction::Ingress => (Direction::Egress, quote.saddr),
         Direction::Egress => (Direction::Ingress, quote.daddr),
     };
+    // An error goes to who sent the packet that it is about (RFC 1122, section 3.2.2). To anyone else it would carry what
+    // it quotes, wherever it likes.
+    if scratch.packet.daddr != quote.saddr {
+        return false;
+    }
     // Past a translation the endpoint's own address may have been replaced too.
     if place == FlowKey::<F::Address>::AT_POD && F::own_address(subject.row()) != Some(local) {
         return false;

@@ -24,16 +24,6 @@ pub(crate) fn memory<T>() -> Option<&'static mut T> {
         .map(|memory| unsafe { &mut *memory.cast::<T>() })
 }
 
-/// This CPU's second memory as a `T`: it is kept from one program's run to the next one's.
-#[inline(always)]
-pub(crate) fn deferred<T>() -> Option<&'static mut T> {
-    const { assert!(size_of::<T>() <= SCRATCH_WORDS * 8 && align_of::<T>() <= 8) };
-    // SAFETY: as in `memory`.
-    SCRATCH
-        .get_ptr_mut(1)
-        .map(|memory| unsafe { &mut *memory.cast::<T>() })
-}
-
 /// This CPU's memory with `value` in it.
 #[inline(always)]
 pub(crate) fn place<T>(value: T) -> Option<&'static mut T> {
@@ -62,6 +52,8 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) source: u32,
     /// Whether the fast path found the flow in the table of two-way flows.
     pub(crate) in_table: u8,
+    /// ICMP type, where it matters.
+    pub(crate) icmp_type: u8,
 }
 
 impl<F: Family> Scratch<F> {

@@ -1,18 +1,20 @@
 //! Step 5: packets to addresses that are translated after `from_pod` saw them, judged where they leave.
 //!
-//! `from_pod` lets them through with the endpoint's slot in the mark; `exit` and `to_pod` judge the endpoint's
-//! egress by the destination that they have by then, and clear the mark. What the policies allowed in the
-//! current epoch is kept as a flow of its own (`FlowKey::TRANSLATED`), so that the next packet needs one lookup.
-//! Nothing else is kept there: such a flow has one direction and no states, and forgetting it costs a
-//! classification.
+//! `from_pod` lets them through with what `carrier` says of their endpoint; `exit` and `to_pod` judge the endpoint's
+//! egress by the destination that they have by then. What the policies allowed in the current epoch is kept as a flow
+//! of its own (`FlowKey::TRANSLATED`), so that the next packet needs one lookup. Nothing else is kept there: such a flow
+//! has one direction and no states, and forgetting it costs a classification.
+//!
+//! The pod's own flow is granted by its judge (`flow::grant`), and its answers pass only then.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::programs::TcContext;
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::{Flow, FlowKey, FlowState, Signal};
-use policy_common::service::MarkBits;
+use policy_common::service::ServiceAddress;
 use policy_common::verdict::{Direction, Reason, Verdict};
 
+use crate::carrier::{self, Carried};
 use crate::endpoint::{self, Subject};
 use crate::family::{Family, V4, V6};
 use crate::flow::denied;
@@ -21,49 +23,36 @@ use crate::packet::translated_key;
 use crate::policy::{Decision, classify};
 use crate::scratch::{self, Scratch};
 use crate::{
-    EGRESS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, UNDECIDED, config, event, fragment, hot, parse, quoted,
+    EGRESS, ETHERTYPE_IPV4, ETHERTYPE_IPV6, UNDECIDED, event, fragment, hot, parse, quoted,
 };
 
-/// The slot in the packet's mark; 0 when it bears none.
+/// Judges the egress of the endpoint that `carried` names, of a packet whose network header is at `N`.
 #[inline(always)]
-pub(crate) fn slot(skb: &TcContext) -> u32 {
-    // SAFETY: a context field that the verifier lets TC programs read.
-    config::mark().slot(unsafe { (*skb.skb.skb).mark })
-}
-
-/// Marks a packet that is to be judged later as the endpoint's.
-#[inline(always)]
-pub(crate) fn defer(skb: &TcContext, endpoint: u32) {
-    set(skb, endpoint & 0xffff);
-}
-
-/// Takes the mark off a packet that is judged.
-#[inline(always)]
-pub(crate) fn settle(skb: &TcContext) {
-    set(skb, config::settled_slot());
-}
-
-#[inline(always)]
-fn set(skb: &TcContext, slot: u32) {
-    let bits: MarkBits = config::mark();
-    // SAFETY: a context field that the verifier lets TC programs read and write.
-    unsafe { (*skb.skb.skb).mark = bits.with_slot((*skb.skb.skb).mark, slot) };
-}
-
-/// Judges the egress of the endpoint in `slot`, of a packet whose network header is at `N`.
-#[inline(always)]
-pub(crate) fn judge<const N: usize>(skb: &TcContext, slot: u32) -> u32 {
-    let reason = match endpoint::by_slot(slot) {
+pub(crate) fn judge<const N: usize>(skb: &TcContext, carried: Carried) -> u32 {
+    let reason = match endpoint::by_slot(carried.slot) {
         None => Reason::NoEndpoint as u32,
-        Some(subject) if subject.policy(Direction::Egress) == 0 => Reason::NotIsolated as u32,
         Some(subject) => match event::ethertype(skb) {
-            ETHERTYPE_IPV4 => return judge_ip::<V4, N>(skb, &subject),
-            ETHERTYPE_IPV6 => return judge_ip::<V6, N>(skb, &subject),
+            ETHERTYPE_IPV4 => return judge_family::<V4, N>(skb, &subject, carried.asks),
+            ETHERTYPE_IPV6 => return judge_family::<V6, N>(skb, &subject, carried.asks),
             _ => Reason::NotIp as u32,
         },
     };
     if matches!(Reason::verdict_of(reason), Verdict::Drop) {
         event::dropped_unparsed(skb.skb.skb, 0, Direction::Egress as u32, reason);
+    }
+    reason
+}
+
+#[inline(always)]
+fn judge_family<F: Family, const N: usize>(skb: &TcContext, subject: &Subject, asks: u32) -> u32 {
+    let reason = if subject.policy(Direction::Egress) == 0 {
+        Reason::NotIsolated as u32
+    } else {
+        judge_ip::<F, N>(skb, subject)
+    };
+    if asks != 0 {
+        let allowed = matches!(Reason::verdict_of(reason), Verdict::Pass) as u32;
+        carrier::settle::<F>(skb.skb.skb, subject.id, subject.epoch, allowed);
     }
     reason
 }
@@ -140,7 +129,7 @@ fn decide<F: Family>(row: *const Endpoint, epoch: u32) -> u32 {
     }
 }
 
-/// Judges the packet in `scratch`, and tells the flow that the pod sees.
+/// Judges the packet in `scratch`.
 #[inline(always)]
 fn verdict<F: Family>(subject: &Subject, scratch: &mut Scratch<F>) -> Reason {
     let Scratch {
@@ -166,9 +155,7 @@ fn verdict<F: Family>(subject: &Subject, scratch: &mut Scratch<F>) -> Reason {
         packet.key.remote_port,
         decision,
     );
-    let allowed = decision.outcome == Decision::ALLOW;
-    report::<F>(&packet.key, allowed);
-    if !allowed {
+    if decision.outcome != Decision::ALLOW {
         return denied(decision);
     }
     if packet.signal.begins_flow() {
@@ -188,63 +175,46 @@ fn verdict<F: Family>(subject: &Subject, scratch: &mut Scratch<F>) -> Reason {
     Reason::PolicyAllowed
 }
 
-/// Notes the flow of a packet that `from_pod` defers, where the judge can find it: the kernel forwards a packet on
-/// the CPU that received it, and nearly always at once.
-#[inline(always)]
-pub(crate) fn note<F: Family>(key: &FlowKey<F::Address>) {
-    if let Some(note) = scratch::deferred::<FlowKey<F::Address>>() {
-        *note = *key;
-    }
-}
-
-/// Closes the way back of a connection that is not allowed any more: its replies bear the Service's address, so
-/// that `to_pod` cannot judge them by themselves. Opens it again when its packets are allowed again.
-#[inline(always)]
-fn report<F: Family>(translated: &FlowKey<F::Address>, allowed: bool) {
-    let Some(note) = scratch::deferred::<FlowKey<F::Address>>() else {
-        return;
-    };
-    if note.endpoint != translated.endpoint
-        || note.local_port != translated.local_port
-        || note.protocol != translated.protocol
-    {
-        return;
-    }
-    let Some(flow) = F::flows().get_ptr_mut(note) else {
-        return;
-    };
-    // SAFETY: a row of an LRU table; see `flow::established`.
-    let flow = unsafe { &mut *flow };
-    if flow.flags & Flow::DEFERRED == 0 {
-        return;
-    }
-    if !allowed {
-        flow.state = FlowState::REVOKED;
-    } else if flow.state == FlowState::REVOKED {
-        flow.state = FlowState::TWO_WAY;
-    }
-}
-
 /// Whether an address is translated later.
 #[inline(always)]
 pub(crate) fn is_service<F: Family>(address: &F::Address) -> bool {
-    let hint = F::hint(*address);
-    SERVICE_HINTS
-        .get(hint.word)
-        .is_some_and(|word| *word & hint.bit != 0)
-        // SAFETY: only asked whether the row is there.
-        && unsafe { F::services().get(address) }.is_some()
+    kind_of::<F>(address) != 0
 }
 
-/// The endpoint that sent a marked packet whose source address is not its own any more; 0 where it is.
+/// The kind of an address that is translated later (`ServiceAddress::kind`), 0 for every other.
 #[inline(always)]
-pub(crate) fn hidden_source<F: Family>(skb: &TcContext, saddr: F::Address) -> u32 {
-    let slot = slot(skb);
-    if slot == 0 {
+pub(crate) fn kind_of<F: Family>(address: &F::Address) -> u32 {
+    let hint = F::hint(*address);
+    let hinted = SERVICE_HINTS
+        .get(hint.word)
+        .is_some_and(|word| *word & hint.bit != 0);
+    if !hinted {
         return 0;
     }
-    match endpoint::by_slot(slot) {
-        Some(source) if F::own_address(source.row()) != Some(saddr) => source.id,
+    // SAFETY: the value is read at once.
+    unsafe { F::services().get(address) }.map_or(0, |row| row.kind)
+}
+
+/// The endpoint of this node that sent a packet whose source address is not its own any more; 0 where the packet's source
+/// is what it says.
+#[inline(always)]
+pub(crate) fn hidden_source<F: Family>(skb: &TcContext, saddr: F::Address) -> u32 {
+    if let Some(source) = carrier::sender(skb) {
+        return if F::own_address(source.row()) == Some(saddr) {
+            0
+        } else {
+            source.id
+        };
+    }
+    // What carries the sender was wiped. The interface still says who sent it, where each pod has one to itself; but a
+    // router's packet may come from anywhere, so only what was masqueraded is a pod's own.
+    match endpoint::by_ifindex(carrier::ingress_ifindex(skb)) {
+        Some(source)
+            if F::own_address(source.row()) != Some(saddr)
+                && kind_of::<F>(&saddr) == ServiceAddress::NODE =>
+        {
+            source.id
+        }
         _ => 0,
     }
 }

@@ -148,6 +148,8 @@ impl World<'_> {
                 interface: "eth0".to_owned(),
                 pod: name.clone(),
                 addresses: vec![pod.ip],
+                is_router: false,
+                records: false,
             };
             wanted.insert(format!("zendpoint {name}"), Change::Endpoint(endpoint));
         }

@@ -500,6 +500,12 @@ impl Compiler {
 /// The first address of each family, as found on the interface.
 fn set_addresses(row: &mut Endpoint, endpoint: &LocalEndpoint) {
     row.flags = 0;
+    if endpoint.is_router {
+        row.flags |= Endpoint::ROUTER;
+    }
+    if endpoint.records {
+        row.flags |= Endpoint::RECORD;
+    }
     row.ipv4 = AddressV4::default();
     row.ipv6 = AddressV6::default();
     for address in endpoint.addresses.iter().rev() {

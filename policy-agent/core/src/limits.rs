@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
+use policy_common::carrier::HIGHEST_SLOT;
 use policy_common::map;
 use policy_common::policy::{MAX_PAGES, RULES_PER_PAGE};
-use policy_common::service::MarkBits;
 use policy_common::verdict::Direction;
 use thiserror::Error;
 
@@ -29,7 +29,7 @@ pub struct Limits {
     pub prefix_v4: u32,
     /// Rows of `prefix_v6`.
     pub prefix_v6: u32,
-    /// The highest slot of an endpoint id that fits into a packet's mark, at most 65535.
+    /// The highest slot of an endpoint id that a packet can carry, at most 65535.
     pub highest_slot: u32,
 }
 
@@ -44,7 +44,7 @@ impl Default for Limits {
             identity_v6: map::IDENTITY_V6.capacity,
             prefix_v4: map::PREFIX_V4.capacity,
             prefix_v6: map::PREFIX_V6.capacity,
-            highest_slot: MarkBits::DEFAULT.highest_slot(),
+            highest_slot: HIGHEST_SLOT,
         }
     }
 }
@@ -109,8 +109,8 @@ pub enum Problem {
     },
     /// More interfaces than endpoint ids.
     #[error(
-        "interface {ifindex} of pod {pod}: no endpoint id is left, so it has no row; PORTCULLIS_MARK_MASK has room \
-         for {ids}"
+        "interface {ifindex} of pod {pod}: this node has more than {ids} pod interfaces, which is all that a packet can \
+         name; its traffic is denied"
     )]
     NoEndpointId {
         /// Host-side interface.

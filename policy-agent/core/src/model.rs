@@ -244,6 +244,10 @@ pub struct LocalEndpoint {
     pub pod: ObjectName,
     /// Its own addresses, as found on the interface.
     pub addresses: Vec<IpAddr>,
+    /// See [`Endpoint::ROUTER`](policy_common::endpoint::Endpoint::ROUTER).
+    pub is_router: bool,
+    /// See [`Endpoint::RECORD`](policy_common::endpoint::Endpoint::RECORD).
+    pub records: bool,
 }
 
 /// Something in the cluster or on the node changed. Upserts carry the whole object.

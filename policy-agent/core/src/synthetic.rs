@@ -52,6 +52,8 @@ pub fn cluster(policies: usize, pods: usize, local: usize) -> Vec<Change> {
                 interface: "eth0".to_owned(),
                 pod: made.name,
                 addresses: made.addresses,
+                is_router: false,
+                records: false,
             }));
         }
     }

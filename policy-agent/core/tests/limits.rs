@@ -42,6 +42,8 @@ fn endpoint(pod: &str, last: u8) -> Change {
         interface: "eth0".to_owned(),
         pod: name(pod),
         addresses: vec![address(last)],
+        is_router: false,
+        records: false,
     })
 }
 
@@ -314,7 +316,7 @@ fn two_pods_with_one_address() {
 }
 
 #[test]
-fn an_endpoint_that_no_mark_can_name_has_no_row() {
+fn an_endpoint_that_no_packet_can_name_has_no_row() {
     let limits = Limits {
         highest_slot: 2,
         ..Limits::default()

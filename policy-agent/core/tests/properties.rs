@@ -194,6 +194,8 @@ fn change() -> impl Strategy<Value = Change> {
             interface: "eth0".to_owned(),
             pod,
             addresses: vec![address(index)],
+            is_router: false,
+            records: false,
         })
     });
     prop_oneof![

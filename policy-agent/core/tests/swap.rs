@@ -64,6 +64,8 @@ fn endpoint(ifindex: u32, name: &str) -> Change {
         interface: "eth0".to_owned(),
         pod: ObjectName::new("a", name),
         addresses: vec![],
+        is_router: false,
+        records: false,
     })
 }
 

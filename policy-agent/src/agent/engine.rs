@@ -641,6 +641,8 @@ impl<K: Kernel> Engine<K> {
                 interface: found.peer.name.clone(),
                 pod,
                 addresses,
+                is_router: false,
+                records: false,
             };
             match self.endpoints.get_mut(ifindex) {
                 // Comes back when the old one is detached.

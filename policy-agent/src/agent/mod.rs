@@ -14,7 +14,6 @@ mod operations;
 mod pod_starts;
 mod query;
 mod readiness;
-mod routing_rules;
 mod services;
 mod views;
 
@@ -35,7 +34,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use policy_common::event::Event;
 use policy_common::map::{self, MapSpec};
-use policy_common::service::MarkBits;
 use policy_core::Limits;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -99,7 +97,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         health_out.clone(),
         scraper.clone(),
     ));
-    routing_rules::check(config.mark).await?;
     // First, so that what is wrong with its configuration is said at once, and it reads meanwhile.
     let datastore = start_datastore(&config)?;
     let mut dataplane = Dataplane::load(&DataplaneConfig {
@@ -107,7 +104,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_drops: config.log_drops,
         log_decisions: config.log_decisions,
         capacities: config.table_sizes.clone(),
-        mark: config.mark,
         ..DataplaneConfig::default()
     })?;
     let _pins_lock = match pins_lock {
@@ -151,7 +147,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             "an earlier agent's tables are taken over; what they enforce stays in force until all is known"
         );
     }
-    let sizes = limits(&config.table_sizes, config.mark);
+    let sizes = limits(&config.table_sizes);
     let losses = Losses::of_earlier_agents(&dataplane);
     let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
     let attachments = Attachments::open(&config.run_dir)?;
@@ -200,7 +196,7 @@ fn start_datastore(config: &Config) -> anyhow::Result<Datastore> {
 }
 
 /// The compiler's limits: those of the kernel's tables.
-fn limits(sizes: &BTreeMap<String, u32>, mark: MarkBits) -> Limits {
+fn limits(sizes: &BTreeMap<String, u32>) -> Limits {
     let size = |table: MapSpec| sizes.get(table.name).copied().unwrap_or(table.capacity);
     Limits {
         policies: size(map::POLICIES),
@@ -211,7 +207,7 @@ fn limits(sizes: &BTreeMap<String, u32>, mark: MarkBits) -> Limits {
         identity_v6: size(map::IDENTITY_V6),
         prefix_v4: size(map::PREFIX_V4),
         prefix_v6: size(map::PREFIX_V6),
-        highest_slot: mark.highest_slot(),
+        ..Limits::default()
     }
 }
 
@@ -495,15 +491,10 @@ mod tests {
     #[test]
     fn configured_table_sizes_are_the_compilers_limits() {
         let sizes = BTreeMap::from([("peers".to_owned(), 7), ("flows_v4".to_owned(), 9)]);
-        let narrow = MarkBits {
-            mask: 0xff_0000,
-            shift: 16,
-        };
         assert_eq!(
-            limits(&sizes, narrow),
+            limits(&sizes),
             Limits {
                 peers: 7,
-                highest_slot: 255,
                 ..Limits::default()
             }
         );

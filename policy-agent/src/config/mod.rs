@@ -4,7 +4,6 @@ mod api;
 mod credentials;
 mod in_cluster;
 mod kubeconfig;
-mod mark;
 
 pub use api::{ApiConfig, ApiSettings};
 
@@ -16,7 +15,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
-use policy_common::service::MarkBits;
 use tracing::Level;
 
 use crate::cni::CniSettings;
@@ -105,14 +103,6 @@ pub struct Settings {
     )]
     pub table_sizes: String,
 
-    /// Bits of a packet's mark that name its pod on the way to a Service: contiguous, and nobody else's
-    #[arg(
-        long,
-        env = "PORTCULLIS_MARK_MASK",
-        default_value = "0xffff0000",
-        value_name = "MASK"
-    )]
-    pub mark_mask: String,
     /// Whether this agent keeps policy-cni in the node's CNI configuration: true or false
     #[arg(
         long,
@@ -155,8 +145,6 @@ pub struct Config {
     pub log_decisions: bool,
     /// Table sizes that differ from the defaults.
     pub table_sizes: BTreeMap<String, u32>,
-    /// Where in a packet's mark its endpoint is named.
-    pub mark: MarkBits,
     /// What of the CNI plugin is to be kept installed, if it is.
     pub cni: Option<CniSettings>,
 }
@@ -326,7 +314,6 @@ impl Settings {
             log_drops: boolean("PORTCULLIS_LOG_DROPS", &self.log_drops)?,
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
-            mark: mark::mark_bits(&self.mark_mask)?,
             cni: boolean("PORTCULLIS_INSTALL_CNI", &self.install_cni)?.then(|| self.cni.clone()),
         })
     }
@@ -444,7 +431,6 @@ mod tests {
             log_drops: "true".to_owned(),
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
-            mark_mask: "0xffff0000".to_owned(),
             install_cni: "false".to_owned(),
             cni: CniSettings::default(),
         }

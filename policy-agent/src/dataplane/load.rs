@@ -11,7 +11,6 @@ use aya::util::KernelVersion;
 use aya::{EbpfError, EbpfLoader};
 use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
-use policy_common::service::MarkBits;
 
 use super::changeover::Changeover;
 use super::error::LoadError;
@@ -45,14 +44,12 @@ pub struct DataplaneConfig {
     pub log_decisions: bool,
     /// Table sizes that differ from those of `policy_common::map`, by table name.
     pub capacities: BTreeMap<String, u32>,
-    /// Where in a packet's mark the endpoint stands whose egress is still to be judged.
-    pub mark: MarkBits,
     /// Flow timeouts in seconds.
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
     pub events_per_second: u32,
-    /// See [`DatapathConfig::settled_slot`]; 0 but in benchmarks.
-    pub settled_slot: u32,
+    /// See [`DatapathConfig::keep_carrier`]; off but in benchmarks.
+    pub keep_carrier: bool,
     /// Whether maps are pinned; tests that only run packets do without.
     pub pin: bool,
 }
@@ -64,10 +61,9 @@ impl Default for DataplaneConfig {
             log_drops: true,
             log_decisions: false,
             capacities: BTreeMap::new(),
-            mark: MarkBits::DEFAULT,
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
-            settled_slot: 0,
+            keep_carrier: false,
             pin: true,
         }
     }
@@ -85,17 +81,20 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     }
 
     let hz = clock::jiffies_per_second();
+    let shift = clock::shift(hz);
+    let second = (hz >> shift).max(1);
     let constants = Row(DatapathConfig {
-        timeouts: config.timeouts.to_jiffies(hz),
-        event_window: hz,
+        timeouts: config.timeouts.to_ticks(hz, shift),
+        event_window: second,
         event_limit: if config.log_drops {
             config.events_per_second
         } else {
             0
         },
         endpoint_slots: capacities[map::ENDPOINTS.name],
-        mark: config.mark,
-        settled_slot: config.settled_slot,
+        second,
+        clock_shift: shift,
+        keep_carrier: u32::from(config.keep_carrier),
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();
@@ -105,7 +104,7 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     }
     let found = if config.pin {
         changeover::recover(&config.bpffs)?;
-        pinned::look(&config.bpffs, &capacities, config.mark)
+        pinned::look(&config.bpffs, &capacities)
     } else {
         Found::Nothing
     };
@@ -237,7 +236,9 @@ pub fn capacities(
         if [
             map::COUNTERS.name,
             map::EVENT_BUDGET.name,
-            map::MARK_SLOTS.name,
+            map::SLOTS.name,
+            map::PENDING_V4.name,
+            map::PENDING_V6.name,
             map::SERVICE_HINTS.name,
         ]
         .contains(&name.as_str())

@@ -118,6 +118,12 @@ impl Dataplane {
         Ok(())
     }
 
+    /// An endpoint's interface belongs to this bridge or VRF now; 0 where it belongs to none. Packets that come in by
+    /// that are the endpoint's, too.
+    pub fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        self.tables.set_master(ifindex, master)
+    }
+
     /// Detaches both programs; an interface that is gone, or was never attached, is no error. To be
     /// called before the endpoint's row is deleted.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
+use policy_common::carrier::HIGHEST_SLOT;
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::map::{self, MapSpec};
 use policy_common::policy::{PeerKey, PolicyHeader, RuleBits};
 use policy_common::port::PortData;
-use policy_common::service::MarkBits;
 use policy_core::tables::Tables as Former;
 
 use super::load::OBJECT;
@@ -75,8 +75,8 @@ enum Fit {
 }
 
 /// Looks at the tables that are pinned in `dir`.
-/// Endpoints keep their ids, so each id's slot has to fit into `mark`.
-pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>, mark: MarkBits) -> Found {
+/// Endpoints keep their ids, so packets have to be able to carry each id's slot.
+pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>) -> Found {
     let Ok(object) = aya_obj::Object::parse(OBJECT) else {
         return Found::Nothing;
     };
@@ -102,11 +102,11 @@ pub(super) fn look(dir: &Path, capacities: &BTreeMap<&'static str, u32>, mark: M
         Ok((layouts, former)) if layouts.rules == 0 && former.endpoints.is_empty() => {
             return Found::Nothing;
         }
-        Ok((_, former)) if !fits_mark(&former, mark) => {
+        Ok((_, former)) if !fit_carrier(&former) => {
             tracing::warn!(
-                highest = mark.highest_slot(),
-                "an endpoint's id does not fit into PORTCULLIS_MARK_MASK: all tables are made anew, and connections \
-                 are judged as if they began now"
+                highest = HIGHEST_SLOT,
+                "packets cannot carry an endpoint's id: all tables are made anew, and connections are judged as if \
+                 they began now"
             );
             return Found::Nothing;
         }
@@ -207,12 +207,12 @@ fn is_crowded(dir: &Path, capacities: &BTreeMap<&'static str, u32>) -> bool {
     look().unwrap_or(true)
 }
 
-/// Whether every endpoint's slot fits into the mark that is configured now.
-fn fits_mark(former: &Former, mark: MarkBits) -> bool {
+/// Whether packets can carry every endpoint's slot.
+fn fit_carrier(former: &Former) -> bool {
     former
         .endpoints
         .values()
-        .all(|row| row.id & 0xffff <= mark.highest_slot())
+        .all(|row| row.id & 0xffff <= HIGHEST_SLOT)
 }
 
 /// Versions of what the tables hold.

@@ -9,12 +9,12 @@ use aya::util::nr_cpus;
 use bytemuck::Zeroable;
 use ipnet::IpNet;
 use policy_common::address::{AddressV4, AddressV6, Identity, IdentityBlock};
+use policy_common::carrier::Slot;
 use policy_common::endpoint::{Endpoint, Ifindex};
 use policy_common::event::EventBudget;
 use policy_common::map::{self, MapSpec};
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleCount, RuleKey};
 use policy_common::port::{PortData, PortKey};
-use policy_common::service::SlotInterface;
 use policy_common::verdict::{Counter, Direction, Reason, counter_index};
 use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
@@ -64,12 +64,14 @@ pub(super) struct Tables {
     ports: TrieRows<PortData, RuleBits>,
     rules: HashRows<RuleKey, RuleAction>,
     services: ServiceRows,
-    mark_slots: ArrayRows<SlotInterface>,
+    slots: ArrayRows<Slot>,
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
     counted_rules: HashMap<u32, u16>,
     /// Rows of endpoints, as they are to be.
     rows: BTreeMap<u32, Endpoint>,
+    /// The bridge or VRF that an interface belongs to, where it belongs to one.
+    masters: BTreeMap<u32, u32>,
     counters: PerCpuArray<Data, Row<Counter>>,
     event_budget: PerCpuArray<Data, Row<EventBudget>>,
     flows: FlowTables,
@@ -99,12 +101,11 @@ impl Tables {
             ports: trie(ebpf, &map::PORTS)?,
             rules: hash(ebpf, &map::RULES)?,
             services: ServiceRows::new(ebpf, capacities)?,
-            mark_slots: array(ebpf, &map::MARK_SLOTS, capacities, |row: &SlotInterface| {
-                row.ifindex != 0
-            })?,
+            slots: array(ebpf, &map::SLOTS, capacities, |row: &Slot| row.ifindex != 0)?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
             counted_rules: HashMap::new(),
             rows: BTreeMap::new(),
+            masters: BTreeMap::new(),
             counters: take_as(ebpf, map::COUNTERS.name)?,
             event_budget: take_as(ebpf, map::EVENT_BUDGET.name)?,
             flows: FlowTables::new(ebpf, capacity)?,
@@ -253,7 +254,8 @@ impl Tables {
         let former = self.slot_of(ifindex)?;
         let slot = slot(endpoint);
         if slot != 0 {
-            self.mark_slots.put(slot, SlotInterface { ifindex })?;
+            let master = self.masters.get(&ifindex).copied().unwrap_or_default();
+            self.slots.put(slot, Slot { ifindex, master })?;
         }
         if ifindex < self.endpoints.capacity() {
             self.endpoints.put(ifindex, endpoint)?;
@@ -265,6 +267,19 @@ impl Tables {
             return Ok(());
         }
         self.clear_slot(former, ifindex)
+    }
+
+    /// An interface belongs to this bridge or VRF now; 0 where it belongs to none.
+    pub(super) fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        let former = match master {
+            0 => self.masters.remove(&ifindex),
+            master => self.masters.insert(ifindex, master),
+        };
+        let slot = self.rows.get(&ifindex).copied().map_or(0, slot);
+        if former.unwrap_or_default() == master || slot == 0 {
+            return Ok(());
+        }
+        self.slots.put(slot, Slot { ifindex, master })
     }
 
     /// Writes rows of endpoints again that are not as they were written, and lists them.
@@ -323,9 +338,9 @@ impl Tables {
 
     /// Empties a slot's row, unless it is another interface's by now.
     fn clear_slot(&mut self, slot: u32, ifindex: u32) -> Result<(), ApplyError> {
-        let failed = |source| ApplyError::map(map::MARK_SLOTS.name, source);
-        if slot != 0 && self.mark_slots.get(slot).map_err(failed)?.ifindex == ifindex {
-            self.mark_slots.put(slot, SlotInterface::default())?;
+        let failed = |source| ApplyError::map(map::SLOTS.name, source);
+        if slot != 0 && self.slots.get(slot).map_err(failed)?.ifindex == ifindex {
+            self.slots.put(slot, Slot::default())?;
         }
         Ok(())
     }
@@ -349,7 +364,7 @@ impl Tables {
             (map::SERVICE_V4, service_v4),
             (map::SERVICE_V6, service_v6),
             (map::SERVICE_HINTS, service_hints),
-            (map::MARK_SLOTS, self.mark_slots.rows()),
+            (map::SLOTS, self.slots.rows()),
         ];
         counts
             .into_iter()
@@ -396,7 +411,7 @@ impl Tables {
     }
 }
 
-/// The part of an endpoint's id that a mark can bear; 0 is nobody's.
+/// The part of an endpoint's id that a packet can carry; 0 is nobody's.
 fn slot(endpoint: Endpoint) -> u32 {
     endpoint.id & 0xffff
 }

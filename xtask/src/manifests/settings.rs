@@ -28,7 +28,7 @@ pub(super) struct Setting {
 }
 
 /// Every entry. Not here: what other parts of the manifest depend on, such as HEALTH_ADDR.
-pub(super) const IN_CONFIG_MAP: [Setting; 15] = [
+pub(super) const IN_CONFIG_MAP: [Setting; 14] = [
     Setting {
         key: "datastore_type",
         variable: "DATASTORE_TYPE",
@@ -96,11 +96,6 @@ pub(super) const IN_CONFIG_MAP: [Setting; 15] = [
         "table_sizes",
         "PORTCULLIS_TABLE_SIZES",
         "sizes of BPF maps where the defaults do not fit: flows_v4=262144,peers=1000000",
-    ),
-    Setting::optional(
-        "mark_mask",
-        "PORTCULLIS_MARK_MASK",
-        "bits of packets' marks that are nobody else's: 0xffff0000 by default",
     ),
 ];
 
