@@ -62,6 +62,18 @@ impl Flow {
         })
     }
 
+    /// Ports of the client and of the server, as the client sees them.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke.
+    pub fn ports(&self) -> io::Result<[u16; 2]> {
+        Ok([
+            self.client.local_addr()?.port(),
+            self.client.peer_addr()?.port(),
+        ])
+    }
+
     /// Whether a byte from the client gets to the server within `patience`.
     ///
     /// # Errors

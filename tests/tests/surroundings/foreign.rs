@@ -271,7 +271,9 @@ fn proxies() -> Vec<Surrounding> {
 /// A proxy for SYNs in front of pods, for those who come from outside; node ports need conntrack, and have none.
 fn synproxy() -> Vec<Surrounding> {
     let raw = |program, network: &str| {
-        let rule = format!("-A PREROUTING -i pcl-out+ -d {network} -p tcp --dport 1:9999 --syn -j CT --notrack");
+        let rule = format!(
+            "-A PREROUTING -i pcl-out+ -d {network} -p tcp --dport 1:9999 --syn -j CT --notrack"
+        );
         Rule::Of(program, "raw", rule)
     };
     let loose = Rule::Sysctl("net/netfilter/nf_conntrack_tcp_loose", "0", "1");

@@ -153,6 +153,8 @@ fn cluster(cast: &Cast) -> Cluster {
             interface: "eth0".to_owned(),
             pod,
             addresses: host.addresses().to_vec(),
+            is_router: false,
+            records: false,
         }));
     }
     cluster

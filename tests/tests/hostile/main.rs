@@ -1,0 +1,59 @@
+//! A pod with NET_RAW and NET_ADMIN attacks: the test sends from within its network namespace, as root.
+//!
+//! [`attacks`] and [`tricks`] are tables: what is sent, and who may see it. Every packet bears a marker of its own,
+//! and every other host sniffs all that arrives at it, so that a whole table takes no longer than one attack. The
+//! same packets are sent before there is an agent: what arrives nowhere then proves nothing, and the table has to say
+//! so. Afterwards the neighbours are as they were ([`harm`]).
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's set-up that fails should fail the test, where it stands"
+)]
+
+mod attacks;
+mod harm;
+mod scene;
+mod tricks;
+mod verdicts;
+mod works;
+
+use portcullis_tests::netns::Agent;
+
+use harm::Neighbours;
+use scene::{Base, Scene};
+
+fn attacks_gain_nothing(base: Base) {
+    let scene = Scene::new(base);
+    let mut table = attacks::table(&scene);
+    let baseline = verdicts::fire(&scene, &table);
+    verdicts::check_baseline(&table, &baseline);
+    scene.forget_what_was_learned();
+    let _agent = Agent::start(&scene.node).unwrap();
+    // Those who may be attacked are as policy has them.
+    harm::check_policy(&scene);
+    let mut neighbours = Neighbours::start(&scene);
+    table.renumber();
+    let seen = verdicts::fire(&scene, &table);
+    let mut wrong = verdicts::judge(&scene, &table, &seen);
+    wrong.extend(neighbours.harmed(&scene));
+    wrong.extend(tricks::try_all(&scene));
+    wrong.extend(neighbours.harmed(&scene));
+    wrong.extend(works::try_all(&scene));
+    harm::check_policy(&scene);
+    verdicts::finish(base, &wrong);
+}
+
+#[test]
+fn routed_pods() {
+    attacks_gain_nothing(Base::Routed);
+}
+
+#[test]
+fn bridged_pods() {
+    attacks_gain_nothing(Base::Bridge);
+}
+
+#[test]
+fn pods_of_a_bridge_without_br_netfilter() {
+    attacks_gain_nothing(Base::BareBridge);
+}
