@@ -108,10 +108,6 @@ pub(super) fn table(scene: &Scene) -> Table {
     for from in [Evil, Tool] {
         forged_sources(scene, from, &mut table);
         tags(scene, from, &mut table);
-        if scene.is_bridged() {
-            on_the_link(scene, from, &mut table);
-        }
-        neighbour_messages(scene, from, &mut table);
         tunnels(scene, from, &mut table);
         icmp_messages(scene, from, &mut table);
         headers(scene, from, &mut table);
@@ -119,6 +115,13 @@ pub(super) fn table(scene: &Scene) -> Table {
         segments(scene, from, &mut table);
         groups_and_loopback(scene, from, &mut table);
         other_protocols(scene, from, &mut table);
+    }
+    // Without an agent, what neighbours believe of these would lead later packets astray.
+    for from in [Evil, Tool] {
+        neighbour_messages(scene, from, &mut table);
+        if scene.is_bridged() {
+            on_the_link(scene, from, &mut table);
+        }
     }
     if scene.is_bridged() {
         for from in [Evil, Tool] {

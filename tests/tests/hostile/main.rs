@@ -17,6 +17,9 @@ mod tricks;
 mod verdicts;
 mod works;
 
+use std::fs;
+use std::path::Path;
+
 use portcullis_tests::netns::Agent;
 
 use harm::Neighbours;
@@ -30,16 +33,16 @@ fn attacks_gain_nothing(base: Base) {
     scene.forget_what_was_learned();
     let _agent = Agent::start(&scene.node).unwrap();
     // Those who may be attacked are as policy has them.
-    harm::check_policy(&scene);
+    let mut wrong = harm::against_policy(&scene);
     let mut neighbours = Neighbours::start(&scene);
     table.renumber();
     let seen = verdicts::fire(&scene, &table);
-    let mut wrong = verdicts::judge(&scene, &table, &seen);
+    wrong.extend(verdicts::judge(&scene, &table, &seen));
     wrong.extend(neighbours.harmed(&scene));
     wrong.extend(tricks::try_all(&scene));
     wrong.extend(neighbours.harmed(&scene));
     wrong.extend(works::try_all(&scene));
-    harm::check_policy(&scene);
+    wrong.extend(harm::against_policy(&scene));
     verdicts::finish(base, &wrong);
 }
 
@@ -56,4 +59,24 @@ fn bridged_pods() {
 #[test]
 fn pods_of_a_bridge_without_br_netfilter() {
     attacks_gain_nothing(Base::BareBridge);
+}
+
+/// Each row of docs/security.md names tests: the files have the functions that it says.
+#[test]
+fn the_document_names_tests_that_exist() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let text = fs::read_to_string(docs.join("security.md")).unwrap();
+    let mut names = 0;
+    for part in text.split("[`").skip(1) {
+        let (name, rest) = part.split_once("`](").unwrap();
+        let (file, _) = rest.split_once(')').unwrap();
+        let source = fs::read_to_string(docs.join(file)).unwrap();
+        let is_file = file.ends_with(&format!("/{name}.rs"));
+        assert!(
+            is_file || source.contains(&format!("fn {name}(")),
+            "{file} has no {name}"
+        );
+        names += 1;
+    }
+    assert!(names > 20, "only {names} tests are named");
 }

@@ -117,11 +117,18 @@ pub(super) fn revoke(world: &World<'_>, surrounding: &Surrounding) -> (usize, Ve
     let (web, db, friend) = (&cast.web, &cast.db, &cast.friend);
     for family in Family::ALL {
         let to = db.address(family);
-        let at = SocketAddr::new(to, TARGET);
-        let tcp =
-            |from: &Host, to| Flow::open_through(from.netns(), to, db.netns(), at).map(Live::Tcp);
-        open("web to db", family, true, tcp(web, at));
-        open("friend to db", family, false, tcp(friend, at));
+        let at = |port| SocketAddr::new(to, port);
+        let tcp = |from: &Host, to, port| {
+            Flow::open_through(from.netns(), to, db.netns(), at(port)).map(Live::Tcp)
+        };
+        let (first, second) = (TARGET + 1, TARGET + 2);
+        open("web to db", family, true, tcp(web, at(first), first));
+        open(
+            "friend to db",
+            family,
+            false,
+            tcp(friend, at(second), second),
+        );
         open(
             "web to db, UDP",
             family,
@@ -135,7 +142,7 @@ pub(super) fn revoke(world: &World<'_>, surrounding: &Surrounding) -> (usize, Ve
                 "web to db through a Service",
                 family,
                 true,
-                tcp(web, through),
+                tcp(web, through, TARGET),
             );
             let service_ip = cluster_ips(service::DB)[family as usize];
             let udp = Live::udp(web, service_ip).map_err(Into::into);

@@ -90,7 +90,7 @@ fn around(base: Base) -> Report {
             if hook == Hook::TcxFirst && action == OK {
                 // Whoever comes first ends the hook for us, until the agent has put ours before it again.
                 let deadline = Instant::now() + PATIENCE;
-                while !try_all(&cast, Needs::Nothing).1.is_empty() && Instant::now() < deadline {
+                while !try_all(&cast, Needs::Masquerade).1.is_empty() && Instant::now() < deadline {
                     thread::sleep(Duration::from_millis(50));
                 }
             }
