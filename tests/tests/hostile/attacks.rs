@@ -116,6 +116,7 @@ pub(super) fn table(scene: &Scene) -> Table {
         groups_and_loopback(scene, from, &mut table);
         other_protocols(scene, from, &mut table);
     }
+    from_outside(scene, &mut table);
     // Without an agent, what neighbours believe of these would lead later packets astray.
     for from in [Evil, Tool] {
         neighbour_messages(scene, from, &mut table);
@@ -200,6 +201,21 @@ fn forged_sources(scene: &Scene, from: Who, table: &mut Table) {
             table
                 .add(from, format!("{source} to db"), vec![frame])
                 .inert();
+        }
+    }
+}
+
+/// What somebody outside may not pass for.
+fn from_outside(scene: &Scene, table: &mut Table) {
+    for family in Family::ALL {
+        for to in [Db, Web, Evil] {
+            for (whose, source) in [("its own", to), ("the node's", Node), ("open's", Open)] {
+                let (source, target) = (scene.address(source, family), scene.address(to, family));
+                let hop = scene.mac(Node, Stranger);
+                let frame = ip_frame(hop, [2, 0, 0, 0, 0xdd, 1], &datagram(source, target));
+                let name = format!("{whose} address to {to:?}, {family:?}");
+                table.add(Stranger, name, vec![frame]);
+            }
         }
     }
 }

@@ -124,11 +124,19 @@ impl Scene {
         ] {
             hosts.push((who, node.add_outside(name, last).unwrap()));
         }
-        if form == Form::Routed {
-            for number in 1..=5 {
-                let line = format!("link set pcl-veth{number} address 02:00:00:00:ff:0{number}");
-                netns.ip(&line).unwrap();
-            }
+        for (kind, number) in [
+            ("veth", 1),
+            ("veth", 2),
+            ("veth", 3),
+            ("veth", 4),
+            ("veth", 5),
+        ]
+        .into_iter()
+        .filter(|_| form == Form::Routed)
+        .chain([("out", 6), ("out", 7), ("out", 8)])
+        {
+            let line = format!("link set pcl-{kind}{number} address 02:00:00:00:ff:0{number}");
+            netns.ip(&line).unwrap();
         }
         let overlay = OVERLAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
         netns
@@ -209,16 +217,17 @@ impl Scene {
         if Who::PODS.contains(&who) {
             return [2, 0, 0x0a, 0xf4, 0, self.v4(who).octets()[3]];
         }
-        if self.is_bridged() {
+        if self.is_bridged() && Who::PODS.contains(&attacker) {
             return [2, 0, 0x0a, 0xf4, 0, 1];
         }
-        let number = Who::PODS.iter().position(|pod| *pod == attacker).unwrap() + 1;
+        let mut links = Who::SEEING.iter();
+        let number = links.position(|who| *who == attacker).unwrap() + 1;
         [2, 0, 0, 0, 0xff, number as u8]
     }
 
     /// Where a frame of `attacker` for `who` goes on the link: straight there, or to the node.
     pub(super) fn next_hop(&self, who: Who, attacker: Who) -> Mac {
-        if self.is_bridged() && Who::PODS.contains(&who) {
+        if self.is_bridged() && [who, attacker].iter().all(|who| Who::PODS.contains(who)) {
             self.mac(who, attacker)
         } else {
             self.mac(Who::Node, attacker)

@@ -11,7 +11,7 @@ use portcullis_tests::netns::{
     Agent, Family, Flow, Form, Hook, Host, Injector, Netns, Node, PATIENCE, PodSpec, Program,
     SILENCE, Sniffer, What, check,
 };
-use portcullis_tests::raw::{ip, ip_frame, tcp, udp};
+use portcullis_tests::raw::{icmp, ip, ip_frame, tcp, udp};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::scene::{Scene, Who};
@@ -105,6 +105,7 @@ pub(super) fn try_all(scene: &Scene) -> Vec<String> {
         devices(scene, from, &mut sent);
     }
     let mut wrong = resets(scene, &mut sent);
+    quotes(scene, &mut sent);
     let mut seen = BTreeSet::new();
     let mut quiet = Instant::now();
     while quiet.elapsed() < SILENCE {
@@ -312,6 +313,42 @@ fn resets(scene: &Scene, sent: &mut Sent) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// ICMP errors about a connection that lives, to others than whom they concern.
+fn quotes(scene: &Scene, sent: &mut Sent) {
+    let host = scene.host(Evil);
+    let injector = Injector::new(host.netns(), "eth0").unwrap();
+    for family in Family::ALL {
+        let (node, own) = (
+            scene.address(Who::Node, family),
+            scene.address(Evil, family),
+        );
+        let port = 9160 + family as u16;
+        let flow = Flow::open(scene.node.netns(), host.netns(), own, port).unwrap();
+        let quote = ip(
+            node,
+            own,
+            6,
+            &tcp(node, own, flow.ports().unwrap(), 0x10, 1, b""),
+        );
+        let (protocol, kinds) = match family {
+            Family::V4 => (1, [(3, 1), (3, 4), (11, 0), (12, 0)]),
+            Family::V6 => (58, [(1, 1), (2, 0), (3, 0), (4, 0)]),
+        };
+        for (kind, code) in kinds {
+            for to in [Db, Web, Friend] {
+                let name =
+                    format!("ICMP {kind}/{code} about a live connection to {to:?}, {family:?}");
+                let payload = sent.next(Evil, name, &[]);
+                let rest = [&[0, 0, 5, 0], &quote[..], &payload].concat();
+                let target = scene.address(to, family);
+                let packet = ip(own, target, protocol, &icmp(own, target, kind, code, &rest));
+                let frame = ip_frame(scene.next_hop(to, Evil), scene.mac(Evil, Evil), &packet);
+                injector.send(&frame).unwrap();
+            }
+        }
+    }
 }
 
 /// How long an attacker tries: the agent looks at everything meanwhile, more than once.
