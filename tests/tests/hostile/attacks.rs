@@ -124,11 +124,6 @@ pub(super) fn table(scene: &Scene) -> Table {
             on_the_link(scene, from, &mut table);
         }
     }
-    if scene.is_bridged() {
-        for from in [Evil, Tool] {
-            hardware_addresses(scene, from, &mut table);
-        }
-    }
     table
 }
 
@@ -306,8 +301,16 @@ fn on_the_link(scene: &Scene, from: Who, table: &mut Table) {
     }
 }
 
-/// What a bridge learns from these makes others' frames go astray: they come last.
-fn hardware_addresses(scene: &Scene, from: Who, table: &mut Table) {
+/// Frames from hardware addresses of others, by which a bridge would send theirs to the attacker.
+pub(super) fn hardware_addresses(scene: &Scene) -> Table {
+    let mut table = Table::default();
+    for from in [Evil, Tool] {
+        with_hardware_addresses(scene, from, &mut table);
+    }
+    table
+}
+
+fn with_hardware_addresses(scene: &Scene, from: Who, table: &mut Table) {
     for (whose, mac) in [
         ("web's", scene.mac(Web, from)),
         ("db's", scene.mac(Db, from)),

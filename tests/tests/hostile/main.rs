@@ -61,6 +61,25 @@ fn pods_of_a_bridge_without_br_netfilter() {
     attacks_gain_nothing(Base::BareBridge);
 }
 
+fn hardware_addresses_are_not_taken(base: Base) {
+    let scene = Scene::new(base);
+    let _agent = Agent::start(&scene.node).unwrap();
+    let mut neighbours = Neighbours::start(&scene);
+    let table = attacks::hardware_addresses(&scene);
+    let mut wrong = Vec::new();
+    for _ in 0..3 {
+        let seen = verdicts::fire(&scene, &table);
+        wrong.extend(verdicts::judge(&scene, &table, &seen));
+    }
+    wrong.extend(neighbours.harmed(&scene));
+    verdicts::finish(base, &wrong);
+}
+
+#[test]
+fn bridges_learn_no_hardware_address_of_others() {
+    hardware_addresses_are_not_taken(Base::Bridge);
+}
+
 /// Each row of docs/security.md names tests: the files have the functions that it says.
 #[test]
 fn the_document_names_tests_that_exist() {
