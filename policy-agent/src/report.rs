@@ -173,7 +173,10 @@ pub struct ExitStatus {
     pub ifindex: u32,
     /// Its name.
     pub interface: String,
-    /// `attaching`, `attached` or `detaching`.
+    /// The program that it is to have: `exit`, `exit_l3`, `exit_ib` or `from_node`.
+    #[serde(default)]
+    pub program: String,
+    /// `waiting`, `attaching`, `attached` or `detaching`.
     pub state: String,
     /// Why it gets no further, where something fails.
     pub error: Option<String>,

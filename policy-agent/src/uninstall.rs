@@ -58,11 +58,9 @@ pub async fn run(places: &Places, out: &mut impl Write) -> anyhow::Result<()> {
 
     // First, because with the plugin there and no agent no pod can start.
     let cni = places.cni.uninstall();
-    let before = Installed::look(&places.bpffs)
-        .await
-        .context("looking for what is installed")?;
+    let before = Installed::look(&places.bpffs).context("looking for what is installed")?;
     for part in &before.parts {
-        if let Err(error) = dataplane::remove(part).await {
+        if let Err(error) = dataplane::remove(part) {
             writeln!(out, "failed  {part}: {error}")?;
         }
     }
@@ -175,7 +173,7 @@ fn remove_run_files(run_dir: &Path, out: &mut impl Write) -> io::Result<()> {
 async fn second_look(places: &Places, before: &Installed) -> anyhow::Result<Vec<Part>> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let left = before.look_again(&places.bpffs).await;
+        let left = before.look_again(&places.bpffs);
         let mut left = left.context("looking for what is left")?;
         left.extend(run_files(&places.run_dir)?);
         if left.is_empty() || Instant::now() >= deadline {
@@ -188,8 +186,8 @@ async fn second_look(places: &Places, before: &Installed) -> anyhow::Result<Vec<
 fn prove(places: &Places, before: &Installed, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
-        "nothing is left: no from_pod, to_pod, exit or exit_l3 at any interface of this network namespace, no {}, no \
-         socket or lock in {}, no policy-cni in {} and {}",
+        "nothing is left: no from_pod, to_pod, exit, exit_l3, exit_ib or from_node at any interface of this network namespace, no {}, \
+         no socket or lock in {}, no policy-cni in {} and {}",
         places.bpffs.display(),
         places.run_dir.display(),
         places.cni.conf_dir.display(),

@@ -19,8 +19,6 @@ pub struct DatapathConfig {
     pub second: u32,
     /// How far jiffies are shifted to the right to be ticks.
     pub clock_shift: u32,
-    /// Non-zero leaves a judged packet as it was, for benchmarks, which judge the same packet again and again.
-    pub keep_carrier: u32,
     /// Non-zero turns on aya-log lines for slow-path decisions.
     pub log_decisions: u32,
 }

@@ -13,7 +13,7 @@ use policy_common::verdict::{Direction, Reason};
 use crate::endpoint::{self, Subject};
 use crate::family::Family;
 use crate::maps::SLOTS;
-use crate::{ETHERTYPE_IPV6, config, event, parse};
+use crate::{ETHERTYPE_IPV6, event, parse};
 
 /// What a packet says of who sent it, confirmed.
 #[derive(Clone, Copy)]
@@ -230,18 +230,12 @@ pub(crate) fn settle<F: Family>(
 /// The packet was judged and goes on: later devices let it pass.
 #[inline(always)]
 pub(crate) fn judged(skb: &TcContext, slot: u32) {
-    if config::keep_carrier() {
-        return;
-    }
     set_tag(skb, Tag::JUDGED | slot);
 }
 
 /// The packet was judged and enters a pod, to which it is to say nothing.
 #[inline(always)]
 pub(crate) fn delivered(skb: &TcContext) {
-    if config::keep_carrier() {
-        return;
-    }
     scrub(skb);
 }
 

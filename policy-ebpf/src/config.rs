@@ -14,7 +14,6 @@ static CONFIG: DatapathConfig = DatapathConfig {
     endpoint_slots: map::ENDPOINTS.capacity,
     second: 250,
     clock_shift: 0,
-    keep_carrier: 0,
     log_decisions: 0,
 };
 
@@ -75,12 +74,6 @@ pub(crate) fn second() -> u32 {
 #[inline(always)]
 pub(crate) fn clock_shift() -> u32 {
     constant!(clock_shift)
-}
-
-/// Whether a judged packet stays as it was.
-#[inline(always)]
-pub(crate) fn keep_carrier() -> bool {
-    constant!(keep_carrier) != 0
 }
 
 /// Rows of the `endpoints` array.

@@ -29,7 +29,7 @@ pub(crate) fn judge<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) 
             return UNUSUAL;
         }
         carrier::sent(skb, subject.id);
-        if is_udp && link::is_unusual_udp::<F>(subject, &transport) {
+        if is_udp && link::is_unusual_udp::<F>(subject, transport.sport, transport.dport) {
             return UNUSUAL;
         }
     }

@@ -220,23 +220,27 @@ fn unparsed(skb: &TcContext, endpoint: u32, direction: Direction, reason: Reason
 fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
     let mut reason = hot::judge::<F, D>(skb, subject);
     if reason == UNUSUAL {
-        reason = judge_unusual::<F, D>(skb.skb.skb, subject.row, subject.epoch);
+        reason = parse_unusual::<F, D>(skb.skb.skb, subject.row, subject.epoch);
+        if D == EGRESS && reason == PARSED {
+            reason = link::judge_sender::<F>(skb.skb.skb, subject.row);
+        }
+        if F::NUMBER == 6 && reason == PARSED {
+            reason = link::judge_neighbour_message(skb.skb.skb, subject.row, D as u32);
+            if D == EGRESS && reason == ADVERTISED {
+                reason = link::judge_advertisement(skb.skb.skb, subject.row);
+            }
+        }
+        if reason == PARSED {
+            reason = judge_unusual::<F, D>(subject.row);
+        }
         if reason == ICMP_ERROR {
             reason = judge_icmp_error::<F>(skb.skb.skb, subject.row);
-        }
-        // Only IPv6 has neighbours to talk to.
-        if F::NUMBER == 6 && reason == NEIGHBOUR {
-            reason = link::judge_neighbour_message(skb.skb.skb, subject.row, D as u32);
-            if reason == UNDECIDED && !subject.tracks() {
-                reason = Reason::NotIsolated as u32;
-            }
         }
     }
     match reason {
         NEW | KNOWN | UNDECIDED => {
             judge_slowly::<F, D>(skb.skb.skb, subject.row, subject.epoch, reason)
         }
-        FOREIGN_SOURCE => judge_foreign_source::<F, D>(skb.skb.skb, subject.id),
         reason => reason,
     }
 }
@@ -253,107 +257,71 @@ const UNUSUAL: u32 = 0x102;
 const UNDECIDED: u32 = 0x103;
 /// [`Scratch`] is filled with an ICMP error.
 const ICMP_ERROR: u32 = 0x104;
-/// The source is not the endpoint's own.
-const FOREIGN_SOURCE: u32 = 0x105;
-/// [`Scratch`] is filled with what may be talk on the link.
-const NEIGHBOUR: u32 = 0x106;
+/// [`Scratch`] is filled, and nothing else is done.
+const PARSED: u32 = 0x105;
+/// As `PARSED`, a neighbour advertisement.
+const ADVERTISED: u32 = 0x106;
 
-/// All of parsing, and what needs no more than one lookup.
+/// All of parsing, into [`Scratch`].
 #[inline(never)]
-fn judge_unusual<F: Family, const D: u8>(
+fn parse_unusual<F: Family, const D: u8>(
     skb: *mut __sk_buff,
     row: *const Endpoint,
     epoch: u32,
 ) -> u32 {
     let skb = &TcContext::new(skb);
     let subject = &Subject::again(row, epoch);
-    let network = match F::parse_network(skb, parse::NETWORK_OFFSET) {
-        Ok(network) => network,
-        // Without addresses the source cannot be checked, so not even an un-isolated pod may send it.
+    let parsed = F::parse_network(skb, parse::NETWORK_OFFSET)
+        .and_then(|network| parse::transport(skb, &network).map(|transport| (network, transport)));
+    let (network, transport) = match parsed {
+        Ok(parsed) => parsed,
+        // Without a header nobody knows whose it is and what it would do to its receiver, so that not even an un-isolated
+        // pod may send it.
         Err(reason) if D == EGRESS || subject.is_isolated() => {
             return unparsed(skb, subject.id, direction::<D>(), reason);
         }
         Err(_) => return Reason::NotIsolated as u32,
     };
-    let transport = match parse::transport(skb, &network) {
-        Ok(transport) => transport,
-        Err(_) if D != EGRESS && !subject.is_isolated() => return Reason::NotIsolated as u32,
-        // Without a header nobody knows what it would do to its receiver.
-        Err(reason) => return unparsed(skb, subject.id, direction::<D>(), reason),
+    let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
+    let Some(scratch) = Scratch::fill(direction::<D>(), &key, &network, &transport) else {
+        return Reason::NoPolicy as u32;
     };
-    if D == EGRESS {
-        if F::own_address(subject.row()) == Some(network.saddr) {
-            carrier::sent(skb, subject.id);
-        } else if !F::is_harmless_source(network.saddr)
-            && link::may_claim::<F>(subject.row, subject.epoch, &network.saddr) == 0
-        {
-            return FOREIGN_SOURCE;
-        }
-        let reason = link::forbidden::<F>(subject, &network, &transport);
-        if reason != 0 {
-            event::dropped_unparsed(skb.skb.skb, subject.id, D as u32, reason);
-            return reason;
-        }
-    }
-    if F::is_link_control(transport.icmp_type, network.hop_limit)
-        && network.fragment == Fragment::WHOLE
-    {
-        let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
-        return match Scratch::fill(direction::<D>(), &key, &network, &transport) {
-            Some(scratch) => {
-                scratch.epoch = subject.epoch;
-                scratch.in_table = 0;
-                scratch.icmp_type = transport.icmp_type;
-                NEIGHBOUR
-            }
-            None => Reason::NoPolicy as u32,
-        };
-    }
+    scratch.epoch = subject.epoch;
+    scratch.in_table = 0;
+    scratch.icmp_type = transport.icmp_type;
+    scratch.hop_limit = network.hop_limit;
+    PARSED
+}
+
+/// The packet in [`Scratch`], as far as one lookup decides.
+#[inline(never)]
+fn judge_unusual<F: Family, const D: u8>(row: *const Endpoint) -> u32 {
+    let Some(scratch) = scratch::memory::<Scratch<F>>() else {
+        return Reason::NoPolicy as u32;
+    };
+    let subject = &Subject::again(row, scratch.epoch);
+    let packet = &scratch.packet;
     // An un-isolated endpoint needs no flows now, but the day a policy selects it, its connections
     // must be judged in the direction they were opened in: so their beginnings and ends are kept,
     // and only those.
-    if !transport.signal.tells_life() && !subject.tracks() {
+    if !packet.signal.tells_life() && !subject.tracks() {
         return Reason::NotIsolated as u32;
     }
-    let key = packet::flow_key(subject.id, direction::<D>(), &network, &transport);
-    let is_error = F::is_icmp_error(transport.icmp_type);
-    let mut in_table = false;
-    // What opens a connection is never part of an older one; a later fragment has no ports yet; an
-    // ICMP error belongs to the flow that it quotes.
-    if !transport.signal.opens() && !network.fragment.is_later() && !is_error {
-        match flow::established::<F, D>(subject, &key, transport.signal) {
-            Fast::Established if network.fragment == Fragment::WHOLE => {
+    // An ICMP error belongs to the flow that it quotes.
+    if F::is_icmp_error(scratch.icmp_type) {
+        return ICMP_ERROR;
+    }
+    // What opens a connection is never part of an older one; a later fragment has no ports yet.
+    if !packet.signal.opens() && !packet.fragment.is_later() {
+        match flow::established::<F, D>(subject, &packet.key, packet.signal) {
+            Fast::Established if packet.fragment == Fragment::WHOLE => {
                 return Reason::Established as u32;
             }
             Fast::Unknown => {}
-            Fast::Established | Fast::Deferred | Fast::OfNode | Fast::Known => in_table = true,
+            Fast::Established | Fast::Deferred | Fast::OfNode | Fast::Known => scratch.in_table = 1,
         }
     }
-    match Scratch::fill(direction::<D>(), &key, &network, &transport) {
-        Some(scratch) => {
-            scratch.epoch = subject.epoch;
-            scratch.in_table = in_table as u8;
-            if is_error { ICMP_ERROR } else { UNDECIDED }
-        }
-        None => Reason::NoPolicy as u32,
-    }
-}
-
-/// A packet that claims another source than the endpoint may use: it would forge an identity.
-#[inline(never)]
-fn judge_foreign_source<F: Family, const D: u8>(skb: *mut __sk_buff, endpoint: u32) -> u32 {
-    let skb = &TcContext::new(skb);
-    if let Ok(network) = F::parse_network(skb, parse::NETWORK_OFFSET)
-        && let Ok(transport) = parse::transport(skb, &network)
-    {
-        let key = packet::flow_key(endpoint, direction::<D>(), &network, &transport);
-        if let Some(scratch) = Scratch::fill(direction::<D>(), &key, &network, &transport) {
-            let reason = Reason::SpoofedSource as u32;
-            event::dropped(skb.skb.skb, &scratch.packet, &scratch.decision, reason);
-            return reason;
-        }
-    }
-    unparsed(skb, endpoint, direction::<D>(), Reason::SpoofedSource)
+    UNDECIDED
 }
 
 /// An ICMP error, in [`Scratch`]: whether it belongs to an allowed flow, or has to be judged by itself.

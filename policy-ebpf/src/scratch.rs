@@ -54,6 +54,8 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) in_table: u8,
     /// ICMP type, where it matters.
     pub(crate) icmp_type: u8,
+    /// TTL or hop limit, where it matters.
+    pub(crate) hop_limit: u8,
 }
 
 impl<F: Family> Scratch<F> {

@@ -2,21 +2,29 @@
 //!
 //! What this proves: the verdict of the programs that are shipped, for any packet and any tables. What
 //! it cannot: `skb->sk` (the kernel puts a stand-in there, which the programs tell apart) and
-//! non-linear packets; those are tested in network namespaces with real traffic.
+//! non-linear packets; those are tested in network namespaces with real traffic. A test run's context has no place for
+//! `skb->hash` and `skb->tc_index`: the program `carry` sets them, and goes on with the one under test.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, Map, ProgramArray};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
 use policy_agent::dataplane::{CounterRow, Dataplane, DataplaneConfig};
+use policy_common::bench::Carriage;
+use policy_common::carrier::{self, Tag};
 use policy_common::service::ServiceAddress;
 use policy_common::verdict::{Direction, Reason, Verdict};
 use policy_core::op::Op;
 
-/// Size of the kernel's `struct __sk_buff`, and the offsets of `mark` and `ifindex` in it (linux/bpf.h).
+/// Size of the kernel's `struct __sk_buff`, and the offsets of `mark`, `ingress_ifindex` and `ifindex` in it
+/// (linux/bpf.h).
 const SK_BUFF_SIZE: usize = 192;
 const SK_BUFF_MARK: usize = 8;
+const SK_BUFF_INGRESS_IFINDEX: usize = 36;
 const SK_BUFF_IFINDEX: usize = 40;
 
 /// The loopback interface, which every network namespace has under this index.
@@ -26,6 +34,8 @@ pub const LOOPBACK: u32 = 1;
 pub struct Machine {
     /// The dataplane itself.
     pub dataplane: Dataplane,
+    /// Holds the program `carry`, once something was carried.
+    carrier: Option<Carrier>,
 }
 
 /// What became of a packet.
@@ -69,7 +79,10 @@ impl Machine {
             "load the eBPF object (tests need root, and PORTCULLIS_BPF_OBJECT at build time: \
              use `cargo xtask test`)",
         )?;
-        Ok(Self { dataplane })
+        Ok(Self {
+            dataplane,
+            carrier: None,
+        })
     }
 
     /// Executes operations in order.
@@ -126,27 +139,56 @@ impl Machine {
         run_program(self.program(name)?, ifindex, frame, times)
     }
 
-    /// Runs a frame that bears `mark` through the program of this name, as if on `ifindex`.
+    /// Runs a frame with what it carries through the program of this name, as if on `ifindex`.
     pub fn pass(
         &mut self,
         program: &str,
         ifindex: u32,
         frame: &[u8],
-        mark: u32,
+        carried: Carried,
     ) -> Result<Passage> {
         let before = self.counts()?;
-        let program = self.program(program)?;
-        let ((action, _), mark) = run_marked(program, ifindex, frame, mark, 1)?;
-        let counted = self.counts()?.into_iter();
-        let counted = counted
+        let next = self.program_fd(program)?;
+        let after = self.carrier()?.look(&next, ifindex, frame, carried)?;
+        let counted: Vec<_> = self
+            .counts()?
+            .into_iter()
             .filter(|(key, packets)| before[key] != *packets)
             .map(|(key, _)| key)
             .collect();
         Ok(Passage {
-            passed: action == -1,
-            mark,
+            passed: counted
+                .iter()
+                .all(|(_, reason)| reason.verdict() == Verdict::Pass),
+            carried: after,
             counted,
         })
+    }
+
+    /// Runs a frame with what it carries `times` times through the program of this name; returns the action and
+    /// nanoseconds per run, `carry` included.
+    pub fn repeat_carrying(
+        &mut self,
+        program: &str,
+        ifindex: u32,
+        frame: &[u8],
+        carried: Carried,
+        times: u32,
+    ) -> Result<(i32, u32)> {
+        let next = self.program_fd(program)?;
+        self.carrier()?
+            .repeat(&next, ifindex, frame, carried, times)
+    }
+
+    fn program_fd(&mut self, name: &str) -> Result<ProgramFd> {
+        Ok(self.program(name)?.fd()?.try_clone()?)
+    }
+
+    fn carrier(&mut self) -> Result<&mut Carrier> {
+        if self.carrier.is_none() {
+            self.carrier = Some(Carrier::load()?);
+        }
+        self.carrier.as_mut().context("just loaded")
     }
 
     /// Makes an address one that is translated later.
@@ -157,6 +199,20 @@ impl Machine {
                 kind: ServiceAddress::SERVICE,
             },
         }])
+    }
+
+    /// Says whose a single address is (`Guard::kind`); nobody's where there is no kind.
+    pub fn put_guard(&mut self, address: IpAddr, kind: Option<u32>) -> Result<()> {
+        let (name, octets) = match address {
+            IpAddr::V4(v4) => ("guarded_v4", v4.octets().to_vec()),
+            IpAddr::V6(v6) => ("guarded_v6", v6.octets().to_vec()),
+        };
+        let map = self.dataplane.ebpf_mut().map_mut(name).context(name)?;
+        if let Ok(octets) = <[u8; 4]>::try_from(&*octets) {
+            put_guard(map, octets, kind)
+        } else {
+            put_guard(map, <[u8; 16]>::try_from(&*octets)?, kind)
+        }
     }
 
     /// A program of the object.
@@ -178,15 +234,133 @@ impl Machine {
     }
 }
 
-/// What one program did with a packet that may bear a mark.
+fn put_guard<A: aya::Pod>(map: &mut Map, address: A, kind: Option<u32>) -> Result<()> {
+    let mut trie: LpmTrie<_, A, u32> = map.try_into()?;
+    let key = Key::new(size_of::<A>() as u32 * 8, address);
+    Ok(match kind {
+        Some(kind) => trie.insert(&key, kind, 0)?,
+        None => trie.remove(&key)?,
+    })
+}
+
+/// What a packet carries beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// `skb->hash`.
+    pub hash: u32,
+    /// `skb->tc_index`.
+    pub tag: u32,
+    /// The interface that it came in by.
+    pub ingress: u32,
+}
+
+impl Carried {
+    /// What `from_pod` gives a packet of the endpoint in `slot` that is to be judged, which came in by `ingress`.
+    #[must_use]
+    pub fn deferred(slot: u32, ingress: u32) -> Self {
+        Self {
+            hash: carrier::encode(slot, 0),
+            tag: Tag::DEFERRED | slot,
+            ingress,
+        }
+    }
+
+    /// The slot in its token, and its tag.
+    #[must_use]
+    pub fn named(&self) -> (u32, u32) {
+        (carrier::decode(self.hash), self.tag)
+    }
+}
+
+/// What one program did with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passage {
     /// Whether it let the packet through.
     pub passed: bool,
-    /// The packet's mark afterwards.
-    pub mark: u32,
+    /// What the packet carries afterwards.
+    pub carried: Carried,
     /// What was counted, in the order of directions.
     pub counted: Vec<(Direction, Reason)>,
+}
+
+/// The program `carry`, loaded.
+struct Carrier {
+    ebpf: Ebpf,
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Row<T>(T);
+// SAFETY: as for the dataplane's rows: plain numbers without padding.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Row<T> {}
+
+impl Carrier {
+    fn load() -> Result<Self> {
+        const OBJECT: &str = "PORTCULLIS_FLOOR_OBJECT";
+        let path = std::env::var_os(OBJECT)
+            .with_context(|| format!("{OBJECT} is not set: use `cargo xtask test`"))?;
+        let mut ebpf = EbpfLoader::new().load_file(path).context("load `carry`")?;
+        let program: &mut SchedClassifier =
+            ebpf.program_mut("carry").context("carry")?.try_into()?;
+        program.load()?;
+        Ok(Self { ebpf })
+    }
+
+    fn row(&mut self) -> Result<Array<&mut aya::maps::MapData, Row<Carriage>>> {
+        Ok(self
+            .ebpf
+            .map_mut("carriage")
+            .context("carriage")?
+            .try_into()?)
+    }
+
+    /// Runs the packet through `next`, and looks at what it carries then.
+    fn look(
+        &mut self,
+        next: &ProgramFd,
+        ifindex: u32,
+        frame: &[u8],
+        carried: Carried,
+    ) -> Result<Carried> {
+        self.prepare(next, carried, true)?;
+        self.run(ifindex, frame, carried.ingress, 2)?;
+        let after = self.row()?.get(&0, 0)?.0;
+        Ok(Carried {
+            hash: after.hash_after,
+            tag: after.tag_after,
+            ingress: carried.ingress,
+        })
+    }
+
+    fn repeat(
+        &mut self,
+        next: &ProgramFd,
+        ifindex: u32,
+        frame: &[u8],
+        carried: Carried,
+        times: u32,
+    ) -> Result<(i32, u32)> {
+        self.prepare(next, carried, false)?;
+        self.run(ifindex, frame, carried.ingress, times)
+    }
+
+    fn prepare(&mut self, next: &ProgramFd, carried: Carried, looks: bool) -> Result<()> {
+        let carriage = Carriage {
+            hash: carried.hash,
+            tag: carried.tag,
+            looks: u32::from(looks),
+            ..Carriage::default()
+        };
+        self.row()?.set(0, Row(carriage), 0)?;
+        let mut programs: ProgramArray<_> =
+            self.ebpf.map_mut("next").context("next")?.try_into()?;
+        Ok(programs.set(0, next, 0)?)
+    }
+
+    fn run(&self, ifindex: u32, frame: &[u8], ingress: u32, times: u32) -> Result<(i32, u32)> {
+        let program: &SchedClassifier = self.ebpf.program("carry").context("carry")?.try_into()?;
+        run_from(program, ifindex, frame, ingress, times)
+    }
 }
 
 /// Runs a frame `times` times through a program as if on `ifindex`; returns the action and nanoseconds
@@ -197,21 +371,26 @@ pub fn run_program(
     frame: &[u8],
     times: u32,
 ) -> Result<(i32, u32)> {
-    Ok(run_marked(program, ifindex, frame, 0, times)?.0)
+    run_from(program, ifindex, frame, 0, times)
 }
 
-/// As [`run_program`] for a frame that bears `mark`; returns its mark afterwards too.
-pub fn run_marked(
+/// As [`run_program`] for a frame that came in by the interface `ingress`.
+fn run_from(
     program: &SchedClassifier,
     ifindex: u32,
     frame: &[u8],
-    mark: u32,
+    ingress: u32,
     times: u32,
-) -> Result<((i32, u32), u32)> {
+) -> Result<(i32, u32)> {
     let mut context = [0; SK_BUFF_SIZE];
+    for (at, value) in [
+        (SK_BUFF_MARK, FOREIGN_MARK),
+        (SK_BUFF_INGRESS_IFINDEX, ingress),
+        (SK_BUFF_IFINDEX, ifindex),
+    ] {
+        context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
     let mut after = [0; SK_BUFF_SIZE];
-    context[SK_BUFF_MARK..SK_BUFF_MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-    context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     let result = program.test_run(TestRunOptions {
         data_in: Some(frame),
         ctx_in: Some(&context),
@@ -219,12 +398,15 @@ pub fn run_marked(
         repeat: times,
         ..TestRunOptions::default()
     })?;
-    let mark = after[SK_BUFF_MARK..SK_BUFF_MARK + 4]
-        .try_into()
-        .map(u32::from_ne_bytes)?;
-    let timed = (
+    ensure!(
+        after[SK_BUFF_MARK..SK_BUFF_MARK + 4] == FOREIGN_MARK.to_ne_bytes(),
+        "the mark is not ours to write"
+    );
+    Ok((
         result.return_value as i32,
         result.duration.as_nanos() as u32,
-    );
-    Ok((timed, mark))
+    ))
 }
+
+/// The mark of every packet: somebody else's.
+const FOREIGN_MARK: u32 = 0x0002_4001;

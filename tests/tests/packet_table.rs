@@ -20,6 +20,8 @@ mod fragments;
 mod hostile;
 #[path = "packet_table/icmp.rs"]
 mod icmp;
+#[path = "packet_table/link.rs"]
+mod link;
 #[path = "packet_table/policies.rs"]
 mod policies;
 #[path = "packet_table/services.rs"]

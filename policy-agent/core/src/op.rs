@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use policy_common::address::Identity;
 use policy_common::endpoint::Endpoint;
+use policy_common::guard::Guard;
 use policy_common::policy::{PeerKey, PolicyHeader, RuleAction, RuleBits, RuleKey};
 use policy_common::port::PortKey;
 use policy_common::service::ServiceAddress;
@@ -119,6 +120,18 @@ pub enum Op {
         /// The address.
         address: IpAddr,
     },
+    /// `guarded_v4/6[prefix] = row`.
+    PutGuard {
+        /// Addresses that are somebody's, truncated to the prefix length.
+        prefix: IpNet,
+        /// Whose they are.
+        row: Guard,
+    },
+    /// Removes a row of `guarded_v4/6`.
+    DeleteGuard {
+        /// The addresses.
+        prefix: IpNet,
+    },
     /// Wait until every packet that began before has left the programs (an RCU grace period): rows
     /// that only such a packet could still look up may go afterwards.
     Barrier,
@@ -126,7 +139,7 @@ pub enum Op {
 
 impl Op {
     /// Every word of [`Op::kind`].
-    pub const KINDS: [&str; 18] = [
+    pub const KINDS: [&str; 20] = [
         "put_policy",
         "delete_policy",
         "put_peer",
@@ -144,6 +157,8 @@ impl Op {
         "delete_endpoint",
         "put_service",
         "delete_service",
+        "put_guard",
+        "delete_guard",
         "barrier",
     ];
 
@@ -168,6 +183,8 @@ impl Op {
             Self::DeleteEndpoint { .. } => "delete_endpoint",
             Self::PutService { .. } => "put_service",
             Self::DeleteService { .. } => "delete_service",
+            Self::PutGuard { .. } => "put_guard",
+            Self::DeleteGuard { .. } => "delete_guard",
             Self::Barrier => "barrier",
         }
     }

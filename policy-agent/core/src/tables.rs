@@ -37,6 +37,8 @@ pub struct Tables {
     pub prefixes: BTreeMap<IpNet, u32>,
     /// `service_v4` and `service_v6`: the kind of each address. The compiler neither reads nor fills them.
     pub services: BTreeMap<IpAddr, u32>,
+    /// `guarded_v4` and `guarded_v6`: the kinds of each prefix. The compiler neither reads nor fills them.
+    pub guards: BTreeMap<IpNet, u32>,
     /// The generation of endpoint ids that was begun last: the epoch in row [`Tables::GENERATION`] of
     /// `endpoints`.
     pub generation: u32,
@@ -106,6 +108,12 @@ impl Tables {
             }
             Op::DeleteService { address } => {
                 self.services.remove(address);
+            }
+            Op::PutGuard { prefix, row } => {
+                self.guards.insert(*prefix, row.kind);
+            }
+            Op::DeleteGuard { prefix } => {
+                self.guards.remove(prefix);
             }
             Op::ClearRuleCounts { .. } | Op::Barrier => {}
         }

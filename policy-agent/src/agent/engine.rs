@@ -11,7 +11,8 @@
 //! - nothing is programmed before the datastore's first load is complete;
 //! - operations run in order, none is skipped; one that fails is tried again, and what changes
 //!   meanwhile waits;
-//! - rows of Services' addresses are put before the policies that come with them, and deleted after;
+//! - rows of Services' addresses, and of addresses that are somebody's, are put before the policies that come with
+//!   them, and deleted after;
 //! - an interface that becomes an endpoint, or is one no more, is never without a program that judges what
 //!   is sent to it;
 //! - an endpoint's row is put before its programs are attached, and they are detached before its row
@@ -34,13 +35,17 @@ use policy_core::{Compiler, Limits, Problem};
 use super::backoff::Backoff;
 use super::exits::{ExitState, Exits, Wish};
 use super::failure::Failure;
+use super::guards::Guards;
 use super::kernel::Kernel;
 use super::operations::{ATTACH, DETACH, Operations};
 use super::services::ServiceAddresses;
-use crate::dataplane::{ApplyError, AttachError, DriftedPart, Haste};
+use crate::dataplane::{ApplyError, AttachError, Drift, DriftedPart, Haste, Role};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
-use crate::endpoint::{Announced, Announcement, Interface, Link, LocalPods, Scan};
+use crate::endpoint::{Announced, Announcement, Interface, Link, LocalPods, Scan, Tunnels};
+
+/// Operations that the empty queue keeps room for.
+const IDLE_QUEUE: usize = 1024;
 
 /// See the module.
 pub struct Engine<K> {
@@ -54,6 +59,8 @@ pub struct Engine<K> {
     unmatched: bool,
     pending: Vec<Change>,
     services: ServiceAddresses,
+    guards: Guards,
+    tunnels: TunnelPorts,
     queue: VecDeque<Op>,
     grace: Grace,
     /// Plans were executed since garbage was last looked for.
@@ -69,6 +76,10 @@ pub struct Engine<K> {
     enforced: u64,
     endpoints: BTreeMap<u32, Endpoint>,
     exits: Exits,
+    /// Pods that start are announced.
+    expects_announcements: bool,
+    /// Plugins after ours add an `ingress` qdisc, in whose way clsact is.
+    spares_clsact: bool,
     /// The exits that there were at the start were tried, so that endpoints may be attached.
     exits_tried: bool,
     /// An earlier agent's tables are led over from.
@@ -101,6 +112,17 @@ enum Grace {
     Retired { begun: bool },
     /// That one has passed.
     Dead,
+}
+
+/// The UDP ports of this node's tunnels, which every endpoint's row has.
+#[derive(Debug, Default)]
+struct TunnelPorts {
+    /// What the rows have.
+    written: [u16; Tunnels::MOST_PORTS],
+    /// Why they do not have what the last scan found.
+    error: Option<String>,
+    /// What of the tunnels that the last scan found is not covered.
+    problems: Vec<String>,
 }
 
 /// The operation at the head of the queue, which fails.
@@ -179,9 +201,13 @@ impl<K: Kernel> Engine<K> {
     /// An engine for the node of this name, with nothing loaded. `former` is what the kernel's tables hold
     /// already.
     pub fn new(kernel: K, limits: Limits, node: Arc<str>, mut former: Option<Former>) -> Self {
-        let rows = former
-            .as_mut()
-            .map(|former| std::mem::take(&mut former.services));
+        let (services, guards) = match &mut former {
+            Some(former) => (
+                std::mem::take(&mut former.services),
+                std::mem::take(&mut former.guards),
+            ),
+            None => Default::default(),
+        };
         let took_over = former.is_some();
         let compiler = match former {
             Some(former) => Compiler::adopting(limits, former),
@@ -196,7 +222,9 @@ impl<K: Kernel> Engine<K> {
             scan: None,
             unmatched: false,
             pending: Vec::new(),
-            services: ServiceAddresses::new(rows.unwrap_or_default()),
+            services: ServiceAddresses::new(services),
+            guards: Guards::new(guards),
+            tunnels: TunnelPorts::default(),
             queue: VecDeque::new(),
             grace: Grace::Idle,
             littered: false,
@@ -208,6 +236,8 @@ impl<K: Kernel> Engine<K> {
             enforced: 0,
             endpoints: BTreeMap::new(),
             exits: Exits::default(),
+            expects_announcements: false,
+            spares_clsact: false,
             exits_tried: false,
             took_over,
             operations: Operations::default(),
@@ -227,12 +257,13 @@ impl<K: Kernel> Engine<K> {
             });
         }
         for change in changes {
+            self.guards.changed(&change);
             match &change {
                 ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, node, .. })) => {
                     self.pods.put(pod, node.as_deref());
                     self.unmatched = true;
                 }
-                ObjectChange::Upsert(Object::Pod(PodObject::HostNetwork(name)))
+                ObjectChange::Upsert(Object::Pod(PodObject::HostNetwork { name, .. }))
                 | ObjectChange::Gone(ObjectKey::Pod(name)) => {
                     self.pods.remove(name);
                     self.unmatched = true;
@@ -255,7 +286,46 @@ impl<K: Kernel> Engine<K> {
     pub fn scanned(&mut self, scan: Scan) {
         self.unmatched |= self.scan.as_ref() != Some(&scan);
         self.services.set_own(&scan.addresses);
+        self.guards.set_own(&scan.addresses);
+        // What could not be read is still there, as far as anybody knows.
+        let keeps = !scan.tunnels.unread.is_empty();
+        self.guards.set_remotes(&scan.tunnels.remotes, keeps);
+        self.follow_tunnels(&scan.tunnels);
         self.scan = Some(scan);
+    }
+
+    /// Puts the ports of this node's tunnels into every endpoint's row. What fails is tried again with the next scan.
+    fn follow_tunnels(&mut self, tunnels: &Tunnels) {
+        let problems = tunnels.problems();
+        let former = std::mem::replace(&mut self.tunnels.problems, problems.clone());
+        for problem in problems.iter().filter(|problem| !former.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+        for problem in former.iter().filter(|problem| !problems.contains(problem)) {
+            tracing::info!("no longer: {problem}");
+        }
+        if self.tunnels.error.is_none() && self.tunnels.written == tunnels.ports {
+            return;
+        }
+        match self.kernel.set_tunnel_ports(tunnels.ports) {
+            Ok(()) => {
+                let ports: Vec<_> = tunnels.ports.iter().filter(|port| **port != 0).collect();
+                tracing::info!(
+                    ?ports,
+                    "the UDP ports of this node's tunnel devices are in every endpoint's row"
+                );
+                self.tunnels.written = tunnels.ports;
+                self.tunnels.error = None;
+            }
+            Err(error) => {
+                let error =
+                    format!("cannot put the ports of tunnels into endpoints' rows: {error}");
+                if self.tunnels.error.as_ref() != Some(&error) {
+                    tracing::error!("{error}; trying again");
+                }
+                self.tunnels.error = Some(error);
+            }
+        }
     }
 
     /// An interface by which packets leave appeared since the last scan.
@@ -362,7 +432,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Whether there is something to plan.
     fn has_changes(&self) -> bool {
-        !self.pending.is_empty() || self.services.is_changed()
+        !self.pending.is_empty() || self.services.is_changed() || self.guards.is_changed()
     }
 
     /// Whether endpoints were looked for, where that matters: the first plan for tables in use closes what
@@ -371,46 +441,61 @@ impl<K: Kernel> Engine<K> {
         self.scan.is_some() || !self.compiler.is_adopting()
     }
 
-    /// Compares the kernel with what was put there. What drifted is repaired, by the next step at the latest.
+    /// Compares tables and pins with what was put there. What drifted is repaired, by the next step at the latest.
     pub fn verify(&mut self) {
         for drift in self.kernel.verify() {
-            let endpoint = drift
-                .ifindex
-                .and_then(|ifindex| self.endpoints.get_mut(&ifindex));
-            let (pod, interface) = match &endpoint {
-                Some(endpoint) => (
-                    endpoint.local.pod.to_string(),
-                    &*endpoint.local.host_interface,
-                ),
-                None => (String::new(), ""),
-            };
-            let (what, found) = (drift.part.as_str(), &drift.found);
-            match &drift.error {
-                None => {
-                    tracing::warn!(what, pod, interface, found, "drifted, and is repaired");
+            self.drifted(&drift);
+        }
+    }
+
+    /// Something is not as it was put. A program is attached again by the next step.
+    pub fn drifted(&mut self, drift: &Drift) {
+        let endpoint = drift
+            .ifindex
+            .filter(|_| drift.role == Role::Endpoint)
+            .and_then(|ifindex| self.endpoints.get_mut(&ifindex));
+        let is_program = drift.part == DriftedPart::Program;
+        let mut pod = String::new();
+        let interface = match (endpoint, drift.ifindex) {
+            (Some(endpoint), _) => {
+                if is_program && matches!(endpoint.state, State::Attached) {
+                    endpoint.state = State::Attaching(None);
                 }
-                Some(error) => {
-                    tracing::error!(
-                        what,
-                        pod,
-                        interface,
-                        found,
-                        error,
-                        "drifted, and cannot be repaired; trying again"
-                    );
-                }
+                pod = endpoint.local.pod.to_string();
+                Some(&*endpoint.local.host_interface)
             }
-            *self.repairs.entry(what).or_default() += 1;
-            match (drift.part, endpoint, drift.ifindex) {
-                (DriftedPart::Program, Some(endpoint), _) => {
-                    if matches!(endpoint.state, State::Attached) {
-                        endpoint.state = State::Attaching(None);
-                    }
-                }
-                (DriftedPart::Program, None, Some(ifindex)) => self.exits.lost(ifindex),
-                _ => {}
+            (None, Some(ifindex)) if is_program => self.exits.lost(ifindex),
+            (None, Some(ifindex)) => self.exits.name(ifindex),
+            (None, None) => None,
+        };
+        let interface = interface.unwrap_or_default();
+        let (what, found) = (drift.part.as_str(), &drift.found);
+        match &drift.error {
+            None => {
+                tracing::warn!(what, pod, interface, found, "drifted, and is repaired");
+            }
+            Some(error) => {
+                tracing::error!(
+                    what,
+                    pod,
+                    interface,
+                    found,
+                    error,
+                    "drifted, and cannot be repaired; trying again"
+                );
             }
         }
+        *self.repairs.entry(what).or_default() += 1;
+    }
+
+    /// The CNI plugin announces pods that start, or did so to an earlier agent.
+    pub fn expect_announcements(&mut self) {
+        self.expects_announcements = true;
+    }
+
+    /// Whether CNI plugins that run after ours need the place of clsact at new interfaces.
+    pub fn spare_clsact(&mut self, spares: bool) {
+        self.spares_clsact = spares;
     }
 
     /// How often something had drifted, by [`DriftedPart::as_str`]; every part is there.
@@ -462,20 +547,25 @@ impl<K: Kernel> Engine<K> {
         problems
             .filter(is_refusal)
             .map(|problem| problem.to_string())
-            .chain(self.services.problems())
+            .chain(self.table_problems())
     }
 
-    /// What is wrong: what the compiler refused or warns of, and addresses that found no room.
+    /// What is wrong: what the compiler refused or warns of, and what found no room in its table.
     pub fn problems(&self) -> Vec<String> {
         let problems = self.compiler.problems().into_iter();
         let mut problems: Vec<_> = problems.map(|problem| problem.to_string()).collect();
-        problems.extend(self.services.problems());
+        problems.extend(self.table_problems());
         problems
     }
 
-    /// Addresses of Services and of this node that found no room in their tables.
-    pub fn service_problems(&self) -> Vec<String> {
-        self.services.problems()
+    /// What found no room in its table, and holds up nobody: addresses of Services and of this node, addresses that
+    /// are somebody's, ports of tunnels.
+    pub fn table_problems(&self) -> Vec<String> {
+        let mut problems = self.services.problems();
+        problems.extend(self.guards.problems());
+        problems.extend(self.tunnels.problems.iter().cloned());
+        problems.extend(self.tunnels.error.clone());
+        problems
     }
 
     /// The exits, by ifindex.
@@ -720,11 +810,14 @@ impl<K: Kernel> Engine<K> {
     /// Plans all that changed.
     fn compile(&mut self) {
         let services = self.services.plan();
+        let guards = self.guards.plan();
         self.queue.extend(services.puts);
+        self.queue.extend(guards.puts);
         if !self.pending.is_empty() {
             self.advance();
         }
         self.queue.extend(services.deletes);
+        self.queue.extend(guards.deletes);
         self.compiled_arrivals.append(&mut self.arrived);
     }
 
@@ -804,6 +897,7 @@ impl<K: Kernel> Engine<K> {
                         tracing::info!(operation = describe(op), "operation succeeded, going on");
                     }
                     self.services.done(op);
+                    self.guards.done(op);
                     self.queue.pop_front();
                 }
                 // Nobody waits for room that may never be.
@@ -814,6 +908,16 @@ impl<K: Kernel> Engine<K> {
                         tracing::error!(
                             %address, %error,
                             "no row for a Service's or this node's address: pods' packets to it are judged as they are"
+                        );
+                    }
+                    self.stuck = None;
+                    self.queue.pop_front();
+                }
+                Err(error @ ApplyError::Full { .. }) if let Op::PutGuard { prefix, .. } = *op => {
+                    if self.guards.refuse(prefix) {
+                        tracing::error!(
+                            %prefix, %error,
+                            "no row for addresses of pods, nodes or ipBlocks: pods that no policy isolates can send from them"
                         );
                     }
                     self.stuck = None;
@@ -841,6 +945,8 @@ impl<K: Kernel> Engine<K> {
                 }
             }
         }
+        // The first load of a large cluster is hundreds of thousands of operations, and no other is.
+        self.queue.shrink_to(IDLE_QUEUE);
         if self.enforced != self.compiled {
             tracing::debug!(revision = self.compiled, "enforced");
         }
@@ -869,17 +975,32 @@ impl<K: Kernel> Engine<K> {
         let Some(scan) = &self.scan else {
             return false;
         };
+        // A new veth is probably a pod's whose start goes on. So may be one that is there when the agent comes, if
+        // pods wait for that; but nobody has an address at the other end of an uplink.
+        let may_be_starting = |ifindex| {
+            let leads_elsewhere = scan
+                .links
+                .get(&ifindex)
+                .is_some_and(|link| link.leads_elsewhere);
+            let bears_addresses = || {
+                let interface = scan.interfaces.get(&ifindex);
+                interface.is_some_and(|interface| !interface.addresses.is_empty())
+            };
+            leads_elsewhere
+                && (self.exits_tried || (self.expects_announcements && bears_addresses()))
+        };
         let wish = |ifindex| {
             let endpoint = self.endpoints.get(&ifindex);
             match endpoint.map(|endpoint| &endpoint.state) {
                 // Before all pods are known, any veth could be one's.
                 None if !self.loaded && scan.veths.contains(&ifindex) => Wish::AsItIs,
+                None if may_be_starting(ifindex) => Wish::OnceNobodys,
                 None | Some(State::Detaching(_) | State::Attaching(Some(_))) => Wish::Exit,
                 Some(State::Programming { .. } | State::Attaching(None)) => Wish::AsItIs,
                 Some(State::Attached) => Wish::None,
             }
         };
-        self.exits.follow(&scan.links, self.exits_tried, wish);
+        self.exits.follow(&scan.links, self.exits_tried, now, wish);
         self.exits.step(&mut self.kernel, &mut self.operations, now)
     }
 
@@ -896,8 +1017,8 @@ impl<K: Kernel> Engine<K> {
             }
             let interface = &endpoint.local.host_interface;
             let haste = match self.announced.of(&endpoint.interface) {
-                Some(_) => Haste::Waited,
-                None => Haste::None,
+                Some(_) if !self.spares_clsact => Haste::Waited,
+                _ => Haste::None,
             };
             let outcome = self.kernel.attach(*ifindex, interface, haste);
             self.operations.note(ATTACH, &outcome);

@@ -12,7 +12,7 @@ use policy_core::model::{
 };
 
 use super::*;
-use crate::dataplane::{ApplyError, Drift, LinkLayer};
+use crate::dataplane::{ApplyError, Drift, LinkLayer, NetdevProgram};
 use crate::datastore::convert::Service;
 use crate::endpoint::{Link, Peer};
 
@@ -71,10 +71,16 @@ impl Kernel for Fake {
             Op::DeleteEndpoint { ifindex } => format!("DeleteEndpoint {ifindex}"),
             Op::PutService { address, row } => format!("PutService {address} {}", row.kind),
             Op::DeleteService { address } => format!("DeleteService {address}"),
+            Op::PutGuard { prefix, row } => format!("PutGuard {prefix} {}", row.kind),
+            Op::DeleteGuard { prefix } => format!("DeleteGuard {prefix}"),
             other => format!("{other:?}"),
         };
         self.try_to(text)
             .map_err(|_| ApplyError::Full { table: "peers" })
+    }
+    fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
+        self.try_to(format!("tunnel ports {ports:?}"))
+            .map_err(|_| ApplyError::Full { table: "endpoints" })
     }
     fn attach(&mut self, ifindex: u32, _: &str, _: Haste) -> Result<(), AttachError> {
         self.attachment("attach", ifindex)
@@ -82,22 +88,20 @@ impl Kernel for Fake {
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachment("detach", ifindex)
     }
-    fn attach_exit(
+    fn attach_netdev(
         &mut self,
         ifindex: u32,
         _: &str,
-        layer: LinkLayer,
+        program: NetdevProgram,
         haste: Haste,
     ) -> Result<(), AttachError> {
-        let word = match (layer, haste) {
-            (LinkLayer::Ethernet, Haste::None) => "exit to",
-            (LinkLayer::Network, Haste::None) => "exit_l3 to",
-            (LinkLayer::Ethernet, Haste::Waited) => "exit soon to",
-            (LinkLayer::Network, Haste::Waited) => "exit_l3 soon to",
+        let word = match haste {
+            Haste::None => "to",
+            Haste::Waited => "soon to",
         };
-        self.attachment(word, ifindex)
+        self.attachment(&format!("{} {word}", program.name()), ifindex)
     }
-    fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
+    fn detach_netdev(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachment("exit from", ifindex)
     }
     fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
@@ -135,14 +139,20 @@ impl Fixture {
         self.engine.step(self.now)
     }
 
-    /// What was done since the last call.
+    /// What was done since the last call, but for rows of `guarded_v4/6`, which nearly every change has some of.
     fn done(&mut self) -> Vec<String> {
+        let mut done = self.done_with_guards();
+        done.retain(|what| !what.contains("Guard "));
+        done
+    }
+
+    fn done_with_guards(&mut self) -> Vec<String> {
         std::mem::take(&mut self.engine.kernel.done)
     }
 
     /// As [`Self::done`], but only of these beginnings.
     fn done_of(&mut self, beginnings: &[&str]) -> Vec<String> {
-        let mut done = self.done();
+        let mut done = self.done_with_guards();
         done.retain(|what| {
             beginnings
                 .iter()
@@ -207,6 +217,7 @@ fn pod(name: &str, last: u8) -> ObjectChange {
         },
         node: None,
         dated: true,
+        host_addresses: Vec::new(),
     }))
 }
 
@@ -270,9 +281,10 @@ fn with_links(mut scan: Scan, links: &[u32], l3: &[u32]) -> Scan {
         scan.links.extend(ifindexes.iter().map(|ifindex| {
             let link = Link {
                 name: format!("link{ifindex}"),
-                layer,
+                program: NetdevProgram::ToNetdev(layer),
                 hardware_address: Vec::new(),
                 is_veth: false,
+                leads_elsewhere: false,
             };
             (*ifindex, link)
         }));
@@ -644,6 +656,7 @@ fn unaddressed(name: &str, uid: &str, label: &str) -> ObjectChange {
         },
         node: Some("n1".into()),
         dated: true,
+        host_addresses: Vec::new(),
     }))
 }
 
@@ -710,6 +723,7 @@ fn an_announced_pod_is_endpoint_and_peer_before_the_api_has_its_address() {
             },
             node: Some("n1".into()),
             dated: true,
+            host_addresses: Vec::new(),
         }))]);
     fixture.step();
     assert_eq!(fixture.done_of(&ENDPOINTS), [""; 0]);
@@ -987,6 +1001,144 @@ fn a_service_that_finds_no_room_holds_up_nobody() {
     assert_eq!(fixture.engine.problems(), [""; 0]);
 }
 
+const GUARDS: [&str; 2] = ["PutGuard", "DeleteGuard"];
+
+#[test]
+fn rows_of_guards_come_before_policies_and_go_after_them() {
+    let mut fixture = Fixture::with_two_endpoints();
+    let mut found = scan(&[(7, 1), (8, 2)]);
+    found.addresses = [[192, 0, 2, 1].into()].into();
+    found.tunnels.remotes = [[192, 0, 2, 2].into()].into();
+    fixture.engine.scanned(found.clone());
+    fixture.engine.changed(vec![default_deny()]);
+    fixture.step();
+    let done = fixture.done_with_guards();
+    let rows = [
+        "PutGuard 127.0.0.0/8 2",
+        "PutGuard 192.0.2.1/32 2",
+        "PutGuard 192.0.2.2/32 8",
+        "PutGuard ::1/128 2",
+        "PutGuard 10.0.0.1/32 1",
+        "PutGuard 10.0.0.2/32 1",
+    ];
+    assert!(done.iter().filter(|what| what.contains("Guard ")).eq(&rows));
+    assert!(position(&done, rows[5]) < position(&done, "PutEndpoint 7"));
+
+    let next = pod("c", 3);
+    fixture
+        .engine
+        .changed(vec![pod_gone("b"), next, from_anywhere(80)]);
+    fixture.step();
+    let done = fixture.done_with_guards();
+    let switched = position(&done, "PutEndpoint 7");
+    assert!(position(&done, "PutGuard 10.0.0.3/32 1") < switched);
+    assert!(switched < position(&done, "DeleteGuard 10.0.0.2/32"));
+
+    // A tunnel's other end alone needs no plan of policies.
+    let revision = fixture.engine.revision();
+    found.tunnels.remotes.clear();
+    fixture.engine.scanned(found);
+    fixture.step();
+    assert_eq!(fixture.done_with_guards(), ["DeleteGuard 192.0.2.2/32"]);
+    assert_eq!(fixture.engine.revision(), revision);
+    assert!(fixture.engine.is_settled());
+}
+
+#[test]
+fn rows_of_an_earlier_agents_guards_go_once_all_is_known() {
+    let mut former = Former::default();
+    for (prefix, kind) in [("10.0.0.1/32", 1), ("10.0.0.9/32", 1)] {
+        former.guards.insert(prefix.parse().expect("prefix"), kind);
+    }
+    let mut fixture = Fixture::new();
+    fixture.engine = Engine::new(
+        Fake::default(),
+        Limits::default(),
+        "n1".into(),
+        Some(former),
+    );
+    fixture.engine.changed(vec![pod("a", 1)]);
+    fixture.engine.loaded();
+    fixture.step();
+    assert_eq!(
+        fixture.done_of(&GUARDS),
+        [""; 0],
+        "no interface was looked for"
+    );
+    fixture.engine.scanned(scan(&[(7, 1)]));
+    fixture.step();
+    assert_eq!(
+        fixture.done_of(&GUARDS),
+        [
+            "PutGuard 127.0.0.0/8 2",
+            "PutGuard ::1/128 2",
+            "DeleteGuard 10.0.0.9/32"
+        ]
+    );
+}
+
+#[test]
+fn a_guard_that_finds_no_room_holds_up_nobody() {
+    let mut fixture = Fixture::with_two_endpoints();
+    fixture.refuse("PutGuard 10.0.0.2", 1);
+    fixture.engine.changed(vec![default_deny()]);
+    assert_eq!(fixture.step(), None);
+    assert!(fixture.engine.is_settled() && fixture.engine.stuck(fixture.now).is_none());
+    position(&fixture.done(), "attach 8");
+    let problem = &fixture.engine.table_problems()[0];
+    assert!(
+        problem.starts_with("table guarded_v4 is full: 1 "),
+        "{problem}"
+    );
+    assert_eq!(fixture.engine.refusals().count(), 1);
+    fixture.engine.changed(vec![pod_gone("a")]);
+    assert_eq!(fixture.step(), None);
+    assert_eq!(
+        fixture.done_of(&GUARDS),
+        ["DeleteGuard 10.0.0.1/32", "PutGuard 10.0.0.2/32 1"]
+    );
+    assert_eq!(fixture.engine.table_problems(), [""; 0]);
+}
+
+#[test]
+fn ports_of_tunnels_are_known_before_endpoints_and_followed() {
+    let mut fixture = Fixture::with_two_endpoints();
+    let mut found = scan(&[(7, 1), (8, 2)]);
+    found.tunnels.ports = [4789, 8472, 0, 0];
+    fixture.engine.scanned(found.clone());
+    fixture.step();
+    let done = fixture.done();
+    assert!(
+        position(&done, "tunnel ports [4789, 8472, 0, 0]") < position(&done, "PutEndpoint 7"),
+        "{done:?}"
+    );
+    fixture.engine.scanned(found.clone());
+    assert_eq!(fixture.done(), [""; 0], "they are as they were");
+
+    found.tunnels.ports = [8472, 0, 0, 0];
+    fixture.refuse("tunnel ports", 1);
+    fixture.engine.scanned(found.clone());
+    let problems = fixture.engine.problems();
+    assert!(
+        problems[0].starts_with("cannot put the ports of tunnels"),
+        "{problems:?}"
+    );
+    // What was wanted before is wanted again: some rows may have the others.
+    found.tunnels.ports = [4789, 8472, 0, 0];
+    fixture.engine.scanned(found.clone());
+    assert_eq!(fixture.done(), ["tunnel ports [4789, 8472, 0, 0]"]);
+    assert_eq!(fixture.engine.problems(), [""; 0]);
+
+    found.tunnels.uncovered = vec![("geneve9".to_owned(), 6085)];
+    fixture.engine.scanned(found);
+    let problems = fixture.engine.problems();
+    assert!(
+        problems[0].contains("geneve9 at UDP port 6085"),
+        "{problems:?}"
+    );
+    assert_eq!(fixture.engine.refusals().count(), 1);
+}
+
 #[test]
 fn exits_are_attached_before_endpoints_and_in_slices() {
     let mut fixture = Fixture::new();
@@ -1003,7 +1155,13 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
     let counts = fixture.engine.exit_counts();
     assert_eq!(
         counts,
-        [("attached", 4), ("attaching", 0), ("detaching", 0)].into()
+        [
+            ("attached", 4),
+            ("attaching", 0),
+            ("detaching", 0),
+            ("waiting", 0)
+        ]
+        .into()
     );
 
     // An interface that comes and one that goes; one that was made anew under its index.
@@ -1017,13 +1175,60 @@ fn exits_are_attached_before_endpoints_and_in_slices() {
     );
     let link = Link {
         name: "tunnel".to_owned(),
-        layer: LinkLayer::Network,
+        program: NetdevProgram::FromNode,
         hardware_address: Vec::new(),
         is_veth: false,
+        leads_elsewhere: false,
     };
     fixture.engine.appeared(9, link);
     fixture.step_in_slices();
-    assert_eq!(fixture.done(), ["exit_l3 soon to 9"]);
+    assert_eq!(fixture.done(), ["from_node soon to 9"]);
+}
+
+#[test]
+fn a_new_veth_waits_until_it_has_been_nobodys_for_some_time() {
+    let mut fixture = Fixture::new();
+    fixture.engine.loaded();
+    // Those that there are at the start do not, unless the plugin announces pods.
+    let with_veths = |ifindexes: &[u32], endpoints: &[(u32, u8)]| {
+        let mut scan = with_links(scan(endpoints), ifindexes, &[]);
+        for link in scan.links.values_mut() {
+            (link.is_veth, link.leads_elsewhere) = (true, true);
+        }
+        scan
+    };
+    fixture.engine.scanned(with_veths(&[3], &[]));
+    fixture.step_in_slices();
+    assert_eq!(fixture.done(), ["exit to 3"]);
+
+    fixture
+        .engine
+        .scanned(with_veths(&[3, 7, 8], &[(7, 1), (8, 2)]));
+    let until = fixture.step().expect("looks again");
+    assert_eq!(until, fixture.now + Duration::from_secs(10));
+    assert_eq!(fixture.done(), [""; 0]);
+    assert!(fixture.engine.is_settled());
+    let words: Vec<_> = fixture.engine.exits().map(|exit| exit.word).collect();
+    assert_eq!(words, ["attached", "waiting", "waiting"]);
+
+    // One becomes a pod's, the other nobody's.
+    fixture.engine.changed(vec![pod("a", 1)]);
+    fixture.step_in_slices();
+    assert_eq!(fixture.done_of(&["exit", "attach"]), ["attach 7"]);
+    fixture.now = until;
+    fixture.step_in_slices();
+    assert_eq!(fixture.done(), ["exit to 8"]);
+    let words: Vec<_> = fixture.engine.exits().map(|exit| exit.word).collect();
+    assert_eq!(words, ["attached"; 2]);
+
+    // A pod's that cannot be attached has it at once.
+    fixture.refuse("attach 9", 1);
+    fixture.engine.changed(vec![pod("c", 3)]);
+    fixture
+        .engine
+        .scanned(with_veths(&[3, 7, 8, 9], &[(7, 1), (8, 2), (9, 3)]));
+    fixture.step_in_slices();
+    assert_eq!(fixture.done_of(&["exit", "attach"]), ["exit to 9"]);
 }
 
 #[test]
@@ -1085,6 +1290,11 @@ fn a_program_that_was_detached_is_attached_again() {
     fixture.step_until_quiet();
     let drift = |part, ifindex| Drift {
         part,
+        role: if ifindex == Some(9) {
+            Role::Netdev
+        } else {
+            Role::Endpoint
+        },
         ifindex,
         found: "another".to_owned(),
         error: None,

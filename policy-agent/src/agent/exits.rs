@@ -1,10 +1,14 @@
-//! The host's interfaces that have to have an exit, and how far each has come.
+//! The host's interfaces that have to have a program, other than endpoints, and how far each has come.
 //!
 //! Attaching takes some milliseconds each, and a host can have hundreds of interfaces. So it is done a few
 //! at a time, and what is to be done for pods comes in between.
+//!
+//! A veth that appears and leads into another network namespace is probably a pod's, which other CNI plugins are still at work on. One of them, `bandwidth`,
+//! fails where a clsact qdisc is; and what is attached to it would only have to be taken off again. So it waits until
+//! it has been nobody's for some time.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::kernel::Kernel;
@@ -14,6 +18,9 @@ use crate::endpoint::Link;
 
 /// How many are attached or detached at a time.
 const SLICE: usize = 2;
+
+/// For how long a new veth has to have been nobody's: longer than a pod's start takes.
+const NOBODYS: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -30,6 +37,8 @@ struct Exit {
 
 #[derive(Debug)]
 enum State {
+    /// It may become a pod's until then.
+    Waiting(Instant),
     Attaching(Option<Failure>),
     Attached,
     Detaching(Option<Failure>),
@@ -38,16 +47,17 @@ enum State {
 impl State {
     fn word(&self) -> &'static str {
         match self {
-            Self::Attaching(_) => ExitState::WORDS[0],
-            Self::Attached => ExitState::WORDS[1],
-            Self::Detaching(_) => ExitState::WORDS[2],
+            Self::Waiting(_) => ExitState::WAITING,
+            Self::Attaching(_) => "attaching",
+            Self::Attached => "attached",
+            Self::Detaching(_) => "detaching",
         }
     }
 
     fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Attaching(failure) | Self::Detaching(failure) => failure.as_ref(),
-            Self::Attached => None,
+            Self::Waiting(_) | Self::Attached => None,
         }
     }
 
@@ -55,6 +65,7 @@ impl State {
     fn is_due(&self, now: Instant) -> bool {
         match self {
             Self::Attached => false,
+            Self::Waiting(until) => *until <= now,
             Self::Attaching(failure) | Self::Detaching(failure) => failure
                 .as_ref()
                 .is_none_or(|failure| failure.backoff.is_due(now)),
@@ -69,6 +80,8 @@ pub struct ExitState {
     pub ifindex: u32,
     /// Its name.
     pub interface: String,
+    /// The program's name.
+    pub program: &'static str,
     /// One of [`ExitState::WORDS`].
     pub word: &'static str,
     /// Why it gets no further, where something fails.
@@ -77,7 +90,10 @@ pub struct ExitState {
 
 impl ExitState {
     /// Every value of `word`.
-    pub const WORDS: [&str; 3] = ["attaching", "attached", "detaching"];
+    pub const WORDS: [&str; 4] = [Self::WAITING, "attaching", "attached", "detaching"];
+
+    /// The word for a new veth that may become a pod's.
+    pub const WAITING: &str = "waiting";
 }
 
 /// Whether an interface is to have an exit.
@@ -85,6 +101,8 @@ impl ExitState {
 pub(super) enum Wish {
     /// It is.
     Exit,
+    /// It is, once it has been nobody's for some time.
+    OnceNobodys,
     /// It is not.
     None,
     /// What it has, it keeps.
@@ -98,15 +116,23 @@ impl Exits {
         &mut self,
         links: &BTreeMap<u32, Link>,
         late: bool,
+        now: Instant,
         wish: impl Fn(u32) -> Wish,
     ) {
+        // It became an endpoint's, or is gone.
+        self.exits.retain(|ifindex, exit| {
+            !matches!(exit.state, State::Waiting(_))
+                || (links.contains_key(ifindex)
+                    && matches!(wish(*ifindex), Wish::Exit | Wish::OnceNobodys))
+        });
         for (ifindex, exit) in &mut self.exits {
             let wish = links.get(ifindex).map_or(Wish::None, |_| wish(*ifindex));
             match (wish, &exit.state) {
                 (Wish::None, State::Attaching(_) | State::Attached) => {
                     exit.state = State::Detaching(None);
                 }
-                (Wish::Exit, State::Detaching(_)) => exit.state = State::Attaching(None),
+                (Wish::Exit | Wish::OnceNobodys, State::Detaching(_))
+                | (Wish::Exit, State::Waiting(_)) => exit.state = State::Attaching(None),
                 _ => {}
             }
         }
@@ -120,21 +146,24 @@ impl Exits {
                     }
                 }
                 Some(_) => {}
-                None if wish(*ifindex) == Wish::Exit => {
-                    // Veths come and go with pods, which would wait for it.
-                    let haste = if late || link.is_veth {
-                        Haste::Waited
-                    } else {
-                        Haste::None
+                None => {
+                    let state = match wish(*ifindex) {
+                        Wish::Exit => State::Attaching(None),
+                        Wish::OnceNobodys => State::Waiting(now + NOBODYS),
+                        Wish::None | Wish::AsItIs => continue,
                     };
                     let exit = Exit {
                         link: link.clone(),
-                        haste,
-                        state: State::Attaching(None),
+                        // A clsact qdisc on what is, or was, a pod's is in the way of the plugin `bandwidth`.
+                        haste: if late && !link.is_veth {
+                            Haste::Waited
+                        } else {
+                            Haste::None
+                        },
+                        state,
                     };
                     self.exits.insert(*ifindex, exit);
                 }
-                None => {}
             }
         }
     }
@@ -156,13 +185,18 @@ impl Exits {
         more
     }
 
-    /// An interface's exit is not there any more.
-    pub(super) fn lost(&mut self, ifindex: u32) {
-        if let Some(exit) = self.exits.get_mut(&ifindex)
-            && matches!(exit.state, State::Attached)
-        {
+    /// An interface's program is not where it should be. Says the interface's name.
+    pub(super) fn lost(&mut self, ifindex: u32) -> Option<&str> {
+        let exit = self.exits.get_mut(&ifindex)?;
+        if matches!(exit.state, State::Attached) {
             exit.state = State::Attaching(None);
         }
+        Some(&exit.link.name)
+    }
+
+    /// The name of an interface.
+    pub(super) fn name(&self, ifindex: u32) -> Option<&str> {
+        self.exits.get(&ifindex).map(|exit| exit.link.name.as_str())
     }
 
     /// Makes sure that an interface has an exit, as far as that is possible now.
@@ -179,7 +213,7 @@ impl Exits {
             haste: Haste::Waited,
             state: State::Attaching(None),
         });
-        if let State::Detaching(_) = exit.state {
+        if let State::Detaching(_) | State::Waiting(_) = exit.state {
             exit.state = State::Attaching(None);
         }
         if exit.state.is_due(now) {
@@ -197,15 +231,18 @@ impl Exits {
         let Some(exit) = self.exits.get_mut(&ifindex) else {
             return;
         };
-        let Link { name, layer, .. } = &exit.link;
+        if let State::Waiting(_) = exit.state {
+            exit.state = State::Attaching(None);
+        }
+        let Link { name, program, .. } = &exit.link;
         let failed = match &mut exit.state {
-            State::Attached => return,
+            State::Waiting(_) | State::Attached => return,
             State::Attaching(failure) => {
-                let outcome = kernel.attach_exit(ifindex, name, *layer, exit.haste);
+                let outcome = kernel.attach_netdev(ifindex, name, *program, exit.haste);
                 operations.note(ATTACH_EXIT, &outcome);
                 match outcome {
                     Ok(()) => {
-                        tracing::debug!(interface = name, "exit attached");
+                        tracing::debug!(interface = name, program = program.name(), "attached");
                         exit.state = State::Attached;
                         return;
                     }
@@ -213,11 +250,11 @@ impl Exits {
                 }
             }
             State::Detaching(failure) => {
-                let outcome = kernel.detach_exit(ifindex);
+                let outcome = kernel.detach_netdev(ifindex);
                 operations.note(DETACH_EXIT, &outcome);
                 match outcome {
                     Ok(()) => {
-                        tracing::debug!(interface = name, "exit detached");
+                        tracing::debug!(interface = name, program = program.name(), "detached");
                         self.exits.remove(&ifindex);
                         return;
                     }
@@ -233,8 +270,8 @@ impl Exits {
             }
             (failure, error) => {
                 tracing::error!(
-                    interface = name, %error,
-                    "cannot attach or detach an exit, where Services' packets are judged; trying again"
+                    interface = name, program = program.name(), %error,
+                    "cannot attach or detach the program of one of the node's interfaces; trying again"
                 );
                 *failure = Some(Failure::after(failure.take(), &error, now));
             }
@@ -245,13 +282,16 @@ impl Exits {
     pub(super) fn are_settled(&self) -> bool {
         self.exits
             .values()
-            .all(|exit| matches!(exit.state, State::Attached))
+            .all(|exit| matches!(exit.state, State::Attached | State::Waiting(_)))
     }
 
     /// When something is to be tried again.
     pub(super) fn retry_at(&self) -> Option<Instant> {
-        let failures = self.exits.values().filter_map(|exit| exit.state.failure());
-        failures.map(|failure| failure.backoff.next()).min()
+        let dates = self.exits.values().filter_map(|exit| match &exit.state {
+            State::Waiting(until) => Some(*until),
+            state => state.failure().map(|failure| failure.backoff.next()),
+        });
+        dates.min()
     }
 
     /// Each exit, by ifindex.
@@ -259,6 +299,7 @@ impl Exits {
         self.exits.iter().map(|(ifindex, exit)| ExitState {
             ifindex: *ifindex,
             interface: exit.link.name.clone(),
+            program: exit.link.program.name(),
             word: exit.state.word(),
             error: exit.state.failure().map(|failure| failure.error.clone()),
         })

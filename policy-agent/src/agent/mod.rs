@@ -8,6 +8,7 @@ mod drops;
 mod engine;
 mod exits;
 mod failure;
+mod guards;
 mod kernel;
 pub mod lock;
 mod operations;
@@ -41,8 +42,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::cni::bandwidth_comes_after_ours;
 use crate::config::{Config, DatastoreConfig, SOCKET};
-use crate::dataplane::{self, Dataplane, DataplaneConfig, EventStream};
+use crate::dataplane::{self, Dataplane, DataplaneConfig, Drifts, EventStream};
 use crate::datastore::{self, Datastore, Update};
 use crate::endpoint::{self, Discovery, Report, ScanReport};
 use crate::http;
@@ -61,11 +63,8 @@ const WAITING_QUERIES: usize = 256;
 /// How often the loop shows that it lives, and looks for lost events.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How often the kernel is compared with what was put there.
+/// How often tables and pins are compared with what was put there.
 const VERIFY: Duration = Duration::from_secs(5);
-
-/// How long after a look at the interfaces, which mostly means that links changed.
-const VERIFY_AFTER_SCAN: Duration = Duration::from_millis(200);
 
 /// How long after a failure a grace period is waited for again.
 const GRACE_RETRY: Duration = Duration::from_secs(1);
@@ -104,12 +103,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_drops: config.log_drops,
         log_decisions: config.log_decisions,
         capacities: config.table_sizes.clone(),
+        attach_mode: config.attach_mode,
         ..DataplaneConfig::default()
     })?;
     let _pins_lock = match pins_lock {
         Some(lock) => Some(lock),
         None => lock::pins(&config.bpffs)?,
     };
+    let drifts = dataplane
+        .watch()
+        .context("netlink, to notice when programs are detached")?;
     let events = if config.log_drops {
         Some(dataplane.events()?)
     } else {
@@ -168,8 +171,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         losses,
         attachments,
         pod_starts,
+        drifts,
     };
     agent.adopt_attachments()?;
+    agent.look_for_bandwidth();
+    if agent.config.cni.is_some() || agent.engine.announced().iter().next().is_some() {
+        agent.engine.expect_announcements();
+    }
     agent.run(events, stop).await?;
     let _nobody_connects_any_more = std::fs::remove_file(&socket);
     tracing::info!("policy-agent stops; programs, tables and connections stay in force");
@@ -250,6 +258,7 @@ struct Agent {
     losses: Losses,
     attachments: Attachments,
     pod_starts: PodStarts,
+    drifts: Drifts,
 }
 
 /// Drop events that were not logged, as last told.
@@ -313,7 +322,6 @@ impl Agent {
                     }
                 }
                 report = self.discovery.next() => {
-                    verify_at = verify_at.min(Instant::now() + VERIFY_AFTER_SCAN);
                     let mut report = Some(report.context("the search for pod interfaces ended")?);
                     while let Some(given) = report {
                         match given {
@@ -343,10 +351,17 @@ impl Agent {
                 }
                 _ = beat.tick() => {
                     self.report_losses();
-                    self.move_overtaken();
+                }
+                drift = self.drifts.next() => {
+                    let mut drift = Some(drift.context("the watch over attached programs ended")?);
+                    while let Some(given) = drift {
+                        self.engine.drifted(&given);
+                        drift = self.drifts.next_that_waits();
+                    }
                 }
                 () = sleep_until(verify_at.into()) => {
                     self.engine.verify();
+                    self.look_for_bandwidth();
                     verify_at = Instant::now() + VERIFY;
                 }
                 () = retry => {}
@@ -393,20 +408,9 @@ impl Agent {
         }
     }
 
-    fn move_overtaken(&mut self) {
-        for (interface, outcome) in self.engine.kernel.move_overtaken() {
-            match outcome {
-                Ok(()) => tracing::warn!(
-                    interface,
-                    "another program is attached by TCX, which could let packets pass before ours saw them: ours moved \
-                     in front of it"
-                ),
-                Err(error) => tracing::error!(
-                    interface, %error,
-                    "another program is attached by TCX, before ours, and ours cannot be moved; trying again"
-                ),
-            }
-        }
+    fn look_for_bandwidth(&mut self) {
+        let comes_after = bandwidth_comes_after_ours(&self.config.cni_conf_dir);
+        self.engine.spare_clsact(comes_after);
     }
 
     fn report_losses(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::Agent;
+use super::{Agent, ExitState};
 use crate::datastore::{ApiReport, NodePresence, Report};
 use crate::report::Condition;
 
@@ -138,7 +138,7 @@ impl Agent {
             ),
             None => format!("revision {}", self.engine.enforced_revision()),
         };
-        let without_room = self.engine.service_problems();
+        let without_room = self.engine.table_problems();
         let written = match without_room.as_slice() {
             [] => written,
             problems => format!("{written}; {}", problems.join("; ")),
@@ -203,8 +203,11 @@ impl Agent {
     fn exits_attached(&self) -> Condition {
         let mut total = 0;
         let mut without = Vec::new();
-        // Those that are being detached are superfluous rather than missing.
-        let wanted = self.engine.exits().filter(|exit| exit.word != "detaching");
+        // Those that are being detached are superfluous rather than missing, and others may become pods'.
+        let wanted = self
+            .engine
+            .exits()
+            .filter(|exit| !["detaching", ExitState::WAITING].contains(&exit.word));
         for exit in wanted {
             total += 1;
             if exit.word != "attached" {

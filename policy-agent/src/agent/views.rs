@@ -119,6 +119,7 @@ pub(super) fn exits<K: Kernel>(engine: &Engine<K>) -> Vec<ExitStatus> {
         .map(|exit| ExitStatus {
             ifindex: exit.ifindex,
             interface: exit.interface,
+            program: exit.program.to_owned(),
             state: exit.word.to_owned(),
             error: exit.error,
         })

@@ -127,6 +127,12 @@ impl Conflist {
         self.plugins.iter().any(|plugin| is_ours(plugin))
     }
 
+    /// Whether a plugin of this type comes after ours.
+    pub(super) fn has_after_ours(&self, wanted: &str) -> bool {
+        let mut plugins = self.plugins.iter().skip_while(|plugin| !is_ours(plugin));
+        plugins.any(|plugin| plugin_type(plugin).as_deref() == Some(wanted))
+    }
+
     /// The list without ours.
     pub(super) fn without_ours(mut self) -> Self {
         self.plugins.retain(|plugin| !is_ours(plugin));
@@ -244,6 +250,7 @@ mod tests {
             wanted
         );
         assert!(list(&edited).ends_with(&ours()) && list(&edited).has_ours());
+        assert!(!list(&edited).has_after_ours("portmap"));
         assert!(
             edited.find("name") < edited.find("cniVersion"),
             "in its order: {edited}"
@@ -265,6 +272,7 @@ mod tests {
             .insert(0, ours());
         let elsewhere = list(&elsewhere.to_string());
         assert!(elsewhere.has_ours() && !elsewhere.ends_with(&ours()));
+        assert!(elsewhere.has_after_ours("portmap") && !elsewhere.has_after_ours("bandwidth"));
         assert!(
             elsewhere
                 .with_ours(&ours())

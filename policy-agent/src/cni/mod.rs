@@ -19,8 +19,31 @@ mod settings;
 mod uninstall;
 mod watch;
 
+use std::fs;
+use std::path::Path;
+
+use conflist::Conflist;
+
 pub use command::InstallCni;
 pub use create::MainPlugin;
 pub use error::InstallError;
 pub use install::{Installation, Outcome, Plugin, PodCidrs};
 pub use settings::{CniSettings, Directories};
+
+/// Whether some network's plugin `bandwidth` runs after ours: it adds an `ingress` qdisc, and fails where a clsact
+/// qdisc is. What cannot be read, no runtime uses either.
+#[must_use]
+pub fn bandwidth_comes_after_ours(conf_dir: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(conf_dir) else {
+        return false;
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut lists = paths.filter(|path| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension == Some("conflist")
+    });
+    lists.any(|path| {
+        let list = fs::read(path).ok().map(|text| Conflist::parse(&text));
+        list.is_some_and(|list| list.is_ok_and(|list| list.has_after_ours("bandwidth")))
+    })
+}

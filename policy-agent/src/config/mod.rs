@@ -18,7 +18,7 @@ use clap::Args;
 use tracing::Level;
 
 use crate::cni::CniSettings;
-use crate::dataplane;
+use crate::dataplane::{self, AttachMode};
 
 /// Settings as given: each flag is also an environment variable, and the flag wins.
 #[derive(Args, Clone, Debug)]
@@ -103,6 +103,15 @@ pub struct Settings {
     )]
     pub table_sizes: String,
 
+    /// How programs are attached: `auto`, `tcx` (Linux 6.6 or later) or `clsact`
+    #[arg(
+        long,
+        env = "PORTCULLIS_ATTACH_MODE",
+        default_value = "auto",
+        value_name = "MODE"
+    )]
+    pub attach_mode: String,
+
     /// Whether this agent keeps policy-cni in the node's CNI configuration: true or false
     #[arg(
         long,
@@ -145,6 +154,10 @@ pub struct Config {
     pub log_decisions: bool,
     /// Table sizes that differ from the defaults.
     pub table_sizes: BTreeMap<String, u32>,
+    /// How programs are attached.
+    pub attach_mode: AttachMode,
+    /// The CNI configurations, to see which plugins there are.
+    pub cni_conf_dir: PathBuf,
     /// What of the CNI plugin is to be kept installed, if it is.
     pub cni: Option<CniSettings>,
 }
@@ -314,6 +327,8 @@ impl Settings {
             log_drops: boolean("PORTCULLIS_LOG_DROPS", &self.log_drops)?,
             log_decisions: boolean("PORTCULLIS_LOG_DECISIONS", &self.log_decisions)?,
             table_sizes: table_sizes(&self.table_sizes)?,
+            attach_mode: attach_mode(&self.attach_mode)?,
+            cni_conf_dir: self.cni.directories.conf_dir.clone(),
             cni: boolean("PORTCULLIS_INSTALL_CNI", &self.install_cni)?.then(|| self.cni.clone()),
         })
     }
@@ -364,6 +379,21 @@ pub fn node_name(given: Option<&str>) -> Result<Arc<str>, ConfigError> {
             }),
         },
     }
+}
+
+fn attach_mode(text: &str) -> Result<AttachMode, ConfigError> {
+    Ok(match text {
+        "auto" => AttachMode::Auto,
+        "tcx" => AttachMode::Tcx,
+        "clsact" => AttachMode::Clsact,
+        _ => {
+            return Err(ConfigError::Unknown {
+                variable: "PORTCULLIS_ATTACH_MODE",
+                value: text.to_owned(),
+                choices: "auto, tcx, clsact",
+            });
+        }
+    })
 }
 
 /// A setting that is true or false.
@@ -431,6 +461,7 @@ mod tests {
             log_drops: "true".to_owned(),
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
+            attach_mode: "auto".to_owned(),
             install_cni: "false".to_owned(),
             cni: CniSettings::default(),
         }

@@ -69,7 +69,7 @@ impl Workloads {
             let node = node_of(&object).ok()?.to_owned();
             match object {
                 PodObject::Pod { pod, .. } => Some((pod.name.clone(), (pod, node))),
-                PodObject::HostNetwork(_) => None,
+                PodObject::HostNetwork { .. } => None,
             }
         });
         Self(workloads.collect())
@@ -126,7 +126,7 @@ impl Workloads {
 /// The node of a pod that policies apply to, or why they do not.
 pub(super) fn node_of(object: &PodObject) -> Result<&str, &'static str> {
     match object {
-        PodObject::HostNetwork(_) => {
+        PodObject::HostNetwork { .. } => {
             Err("the pod is on the host's network, where NetworkPolicy does not apply")
         }
         PodObject::Pod { pod, .. } if pod.terminated => Err("the pod has ended"),

@@ -20,6 +20,7 @@ fn pod(namespace: &str, name: &str, app: &str, node: &str) -> PodObject {
         },
         node: Some(node.into()),
         dated: true,
+        host_addresses: Vec::new(),
     }
 }
 
@@ -76,7 +77,10 @@ fn workloads() -> Workloads {
         changed(pod("shop", "starting", "web", "n1"), |pod| {
             pod.addresses.clear()
         }),
-        PodObject::HostNetwork(ObjectName::new("kube-system", "kube-proxy")),
+        PodObject::HostNetwork {
+            name: ObjectName::new("kube-system", "kube-proxy"),
+            host_addresses: Vec::new(),
+        },
     ])
 }
 

@@ -256,6 +256,7 @@ fn exits(exits: &[ExitStatus], all: bool) -> String {
         [
             exit.interface.clone(),
             exit.ifindex.to_string(),
+            exit.program.clone(),
             format!("{}{}", exit.state, error.unwrap_or_default()),
         ]
     });
@@ -265,7 +266,7 @@ fn exits(exits: &[ExitStatus], all: bool) -> String {
     }
     format!(
         "\nEXITS\n{}",
-        render(["INTERFACE", "IFINDEX", "STATE"], rows)
+        render(["INTERFACE", "IFINDEX", "PROGRAM", "STATE"], rows)
     )
 }
 
@@ -398,6 +399,7 @@ mod tests {
         let exit = |interface: &str, state: &str, error: Option<&str>| ExitStatus {
             ifindex: 2,
             interface: interface.to_owned(),
+            program: "exit".to_owned(),
             state: state.to_owned(),
             error: error.map(str::to_owned),
         };

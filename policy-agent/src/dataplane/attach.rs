@@ -6,11 +6,18 @@
 //!
 //! A TCX link costs the kernel a grace period under its global network lock, a filter does not. So pods
 //! that wait for their start are attached by clsact everywhere ([`Haste::Waited`]), and stay so, also
-//! under later agents: while a packet met both, it would be judged, counted and translated twice. TCX
-//! programs run before filters, though, and may end the walk. So only where there are none of others; where
-//! one comes later, the endpoint moves to TCX at once (see `overtaken`).
+//! under later agents: while a packet met both, it would be judged, counted and translated twice. But only
+//! where that hides nothing from ours:
+//!
+//! - TCX programs run before filters, and may end the walk; so do filters of a lower priority;
+//! - an `ingress` qdisc, as the CNI plugin `bandwidth` adds it, takes the place of clsact.
+//!
+//! There, and where one of those comes later, ours are attached by TCX. A kernel without TCX has the first
+//! priority, which leaves an `ingress` qdisc as the one thing that is refused.
+//!
+//! What was attached is then asked of the kernel (`hook`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,34 +27,89 @@ use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
 };
-use aya::programs::{Link, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::clsact;
 use super::error::AttachError;
-use super::exits::{self, Exit};
-use super::load::{EXIT, EXIT_L3, FROM_POD, TO_POD};
+use super::exits;
+use super::hook::{self, Hook, Place};
+use super::load::{FROM_POD, TO_POD};
 use super::removal::unless_gone;
+use super::tc::{Filter, Qdisc, Seen, Tc};
 use super::tcx;
 
+/// A program, and where it goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    /// Its name in the object and in the kernel.
+    pub(super) name: &'static str,
+    /// What its pins are named after: programs of which an interface has one share it.
+    pub(super) pin: &'static str,
+    /// The side of the interface.
+    pub(super) side: TcAttachType,
+    /// Its number among our filters at that side: an interface that becomes an endpoint, or is one no more, can
+    /// have two of them for a moment.
+    pub(super) number: u16,
+}
+
 /// The pod's egress enters the host on the veth, and its ingress leaves the host there.
-pub(super) const PROGRAMS: [(&str, TcAttachType); 2] = [
-    (FROM_POD, TcAttachType::Ingress),
-    (TO_POD, TcAttachType::Egress),
+pub(super) static ENDPOINT: [Program; 2] = [
+    Program {
+        name: FROM_POD,
+        pin: FROM_POD,
+        side: TcAttachType::Ingress,
+        number: 1,
+    },
+    Program {
+        name: TO_POD,
+        pin: TO_POD,
+        side: TcAttachType::Egress,
+        number: 1,
+    },
 ];
+
+/// Every program that may be at an interface.
+pub(super) fn every() -> impl Iterator<Item = &'static Program> {
+    ENDPOINT.iter().chain(exits::PROGRAMS.iter())
+}
 
 /// Our place among clsact filters: before those that tools add without a priority.
-pub(super) const PRIORITY: u16 = 50;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+const PRIORITY: u16 = 50;
 
-/// Every program that may be at an interface: its name, its side, and its handle among clsact filters.
-pub(super) const EVERY: [(&str, TcAttachType, TcHandle); 4] = [
-    (FROM_POD, TcAttachType::Ingress, HANDLE),
-    (TO_POD, TcAttachType::Egress, HANDLE),
-    (EXIT, TcAttachType::Egress, exits::HANDLE),
-    (EXIT_L3, TcAttachType::Egress, exits::HANDLE),
-];
+/// Our place where a foreign filter has one before [`PRIORITY`] and there is no TCX.
+const FRONT: u16 = 1;
+
+/// Handles at [`FRONT`], which others use too, begin with this.
+const FRONT_HANDLE: u16 = 0x7063;
+
+fn handle(priority: u16, program: &Program) -> TcHandle {
+    match priority {
+        FRONT => TcHandle::new(FRONT_HANDLE, program.number),
+        _ => TcHandle::new(0, program.number),
+    }
+}
+
+/// Which of our programs a filter is by its place, whichever agent put it there.
+pub(super) fn own(side: TcAttachType, filter: &Filter) -> Option<&'static Program> {
+    let (name, _) = filter.program.as_ref()?;
+    every().find(|program| {
+        program.side == side
+            && program.name == name
+            && [PRIORITY, FRONT].iter().any(|priority| {
+                filter.priority == *priority
+                    && filter.handle == u32::from(handle(*priority, program))
+            })
+    })
+}
+
+/// The first filter that packets meet and that is not ours.
+pub(super) fn first_foreign(seen: &Seen, side: TcAttachType) -> Option<&Filter> {
+    let filters = seen.filters(side).iter();
+    let mut in_the_way = filters.filter(|filter| filter.chain == 0 && own(side, filter).is_none());
+    in_the_way.next()
+}
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,12 +130,25 @@ impl Mode {
         }
     }
 
+    /// The newest that this kernel has.
     pub(super) fn of_this_kernel() -> Self {
         match KernelVersion::current() {
             Ok(version) if version < KernelVersion::new(6, 6, 0) => Self::Clsact,
             _ => Self::Tcx,
         }
     }
+}
+
+/// What the operator says about how programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// By whichever means is best at an interface.
+    #[default]
+    Auto,
+    /// By TCX alone, which needs Linux 6.6.
+    Tcx,
+    /// By clsact alone, as on older kernels.
+    Clsact,
 }
 
 /// Whether somebody waits for an interface.
@@ -103,25 +178,22 @@ pub struct Attached {
 /// What holds the programs at an interface.
 pub(super) struct Attachment {
     pub(super) ifindex: u32,
-    interface: String,
+    pub(super) interface: String,
     pub(super) mode: Mode,
-    /// Kept open beside their pins, for TCX; in the order of [`PROGRAMS`].
-    pub(super) links: Vec<FdLink>,
-}
-
-/// What was found of filters that were to be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filter {
-    Missing,
-    Replaced,
+    pub(super) programs: &'static [Program],
+    /// Where the kernel should have them.
+    pub(super) hooks: Vec<Hook>,
+    /// Kept open beside their pins, for TCX; by the program's name.
+    pub(super) links: BTreeMap<&'static str, FdLink>,
 }
 
 impl Attachment {
-    pub(super) fn describe(&self, ebpf: &Ebpf) -> Attached {
+    pub(super) fn describe(&self) -> Attached {
         let id = |name| {
-            ebpf.program(name)
-                .and_then(|program| program.info().ok())
-                .map_or(0, |info| info.id())
+            let mut hooks = self.hooks.iter();
+            hooks
+                .find(|hook| hook.program == name)
+                .map_or(0, |hook| hook.id)
         };
         Attached {
             ifindex: self.ifindex,
@@ -133,118 +205,222 @@ impl Attachment {
     }
 }
 
-/// Attaches both programs, replacing those of an earlier agent atomically.
+/// What attaching needs besides.
+pub(super) struct Site<'a> {
+    pub(super) ebpf: &'a mut Ebpf,
+    pub(super) bpffs: &'a Path,
+    pub(super) tc: &'a mut Tc,
+    pub(super) mode: AttachMode,
+    /// The kernel's ids of this agent's programs.
+    pub(super) ours: &'a BTreeSet<u32>,
+    /// Links that this agent has at the interface already, by the program's name. They last as long as they are held.
+    pub(super) held: BTreeMap<&'static str, FdLink>,
+}
+
+impl Site<'_> {
+    fn program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, AttachError> {
+        let program = self.ebpf.program_mut(name);
+        program
+            .and_then(|program| program.try_into().ok())
+            .ok_or(AttachError::NotLoaded(name))
+    }
+}
+
+/// Attaches all of these programs, replacing those of an earlier agent atomically. [`prove`] then says whether
+/// they run.
 pub(super) fn attach(
-    ebpf: &mut Ebpf,
-    bpffs: &Path,
+    site: &mut Site<'_>,
     ifindex: u32,
     interface: &str,
     haste: Haste,
+    programs: &'static [Program],
 ) -> Result<Attachment, AttachError> {
     let interface = current_name(ifindex, interface)?;
-    let mode = choose(bpffs, ifindex, haste, &[FROM_POD, TO_POD]);
-    let mut links = Vec::new();
-    for (name, attach_type) in PROGRAMS {
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(AttachError::NotLoaded(name))?;
-        let pin = pin_path(bpffs, ifindex, name, mode);
-        let attached = match mode {
-            Mode::Tcx => attach_tcx(program, &interface, attach_type, &pin).map(|link| {
-                links.push(link);
-            }),
-            Mode::Clsact => clsact::add(bpffs, ifindex, &interface)
-                .map_err(|error| Failure::from(ProgramError::from(error)))
-                .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin))
-                .map(|_| ()),
-        };
-        let attached = attached.and_then(|()| {
-            let place = (name, attach_type, HANDLE);
-            clear_other(bpffs, ifindex, &interface, place, mode)
-        });
-        if let Err(error) = attached {
-            let error = explain(error, name, ifindex, &interface, &pin);
+    let seen = look(site.tc, ifindex, &interface)?;
+    let mut attachment = Attachment {
+        ifindex,
+        mode: choose(site, ifindex, &interface, haste, programs, &seen)?,
+        interface,
+        programs,
+        hooks: Vec::new(),
+        links: BTreeMap::new(),
+    };
+    for program in programs {
+        if let Err(error) = attach_program(site, &mut attachment, program, &seen) {
             // Half attached is not attached: nobody would detach the other half.
-            let half = Attachment {
-                ifindex,
-                interface,
-                mode,
-                links,
-            };
-            if let Err(left) = detach(bpffs, half) {
+            if let Err(left) = detach(site.bpffs, site.tc, attachment) {
                 tracing::warn!(ifindex, error = %left, "a half attached interface stays so");
             }
             return Err(error);
         }
     }
     // The name was resolved before: make sure that it still means the same interface.
-    if if_nametoindex(interface.as_str()).ok() != Some(ifindex) {
-        let attachment = Attachment {
-            ifindex,
-            interface: interface.clone(),
-            mode,
-            links,
-        };
-        detach(bpffs, attachment)?;
+    if if_nametoindex(attachment.interface.as_str()).ok() != Some(ifindex) {
+        let interface = attachment.interface.clone();
+        detach(site.bpffs, site.tc, attachment)?;
         return Err(AttachError::InterfaceGone { ifindex, interface });
     }
-    Ok(Attachment {
+    Ok(attachment)
+}
+
+/// Whether the kernel has each program where it was put, before all foreign ones.
+pub(super) fn prove(site: &mut Site<'_>, attachment: &Attachment) -> Result<(), AttachError> {
+    let Attachment {
         ifindex,
         interface,
-        mode,
-        links,
-    })
+        hooks,
+        ..
+    } = attachment;
+    let places = hook::look(site.tc, *ifindex, hooks, site.ours)
+        .map_err(|source| asked(*ifindex, interface, source))?;
+    for (hook, place) in hooks.iter().zip(places) {
+        match place {
+            Place::First => {}
+            Place::InterfaceGone => {
+                return Err(AttachError::InterfaceGone {
+                    ifindex: *ifindex,
+                    interface: interface.clone(),
+                });
+            }
+            Place::Lost(found) | Place::NotFirst(found) => {
+                return Err(AttachError::NotRunning {
+                    program: hook.program,
+                    interface: interface.clone(),
+                    found,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn look(tc: &mut Tc, ifindex: u32, interface: &str) -> Result<Seen, AttachError> {
+    tc.look(ifindex)
+        .map_err(|source| asked(ifindex, interface, source))
+}
+
+fn asked(ifindex: u32, interface: &str, source: io::Error) -> AttachError {
+    let interface = interface.to_owned();
+    match source.raw_os_error() {
+        Some(libc::ENODEV) => AttachError::InterfaceGone { ifindex, interface },
+        _ => AttachError::Ask { interface, source },
+    }
 }
 
 /// The mode in which an interface is attached already, or is best attached now.
-pub(super) fn choose(bpffs: &Path, ifindex: u32, haste: Haste, programs: &[&str]) -> Mode {
+fn choose(
+    site: &Site<'_>,
+    ifindex: u32,
+    interface: &str,
+    haste: Haste,
+    programs: &[Program],
+    seen: &Seen,
+) -> Result<Mode, AttachError> {
+    let has_tcx = site.mode != AttachMode::Clsact && Mode::of_this_kernel() == Mode::Tcx;
+    if !has_tcx {
+        return match seen.qdisc {
+            Qdisc::Ingress => Err(AttachError::IngressQdisc {
+                interface: interface.to_owned(),
+            }),
+            Qdisc::None | Qdisc::Clsact => Ok(Mode::Clsact),
+        };
+    }
     let is_pinned = |mode| {
         let mut pins = programs
             .iter()
-            .map(|name| pin_path(bpffs, ifindex, name, mode));
+            .map(|program| pin_path(site.bpffs, ifindex, program.pin, mode));
         pins.any(|pin| pin.exists())
     };
-    if Mode::of_this_kernel() == Mode::Clsact {
-        return Mode::Clsact;
-    }
-    let fast = is_pinned(Mode::Clsact) || haste == Haste::Waited;
-    if fast && !is_pinned(Mode::Tcx) && !has_tcx_programs(ifindex) {
-        Mode::Clsact
-    } else {
-        Mode::Tcx
-    }
+    let is_free = |program: &Program| {
+        first_foreign(seen, program.side).is_none_or(|foreign| foreign.priority > PRIORITY)
+            // Where the kernel does not say, TCX is the safe side.
+            && tcx::programs(ifindex, program.side).is_ok_and(|there| there.is_empty())
+    };
+    let by_clsact = site.mode == AttachMode::Auto
+        && seen.qdisc != Qdisc::Ingress
+        && (haste == Haste::Waited || is_pinned(Mode::Clsact))
+        && !is_pinned(Mode::Tcx)
+        && programs.iter().all(is_free);
+    Ok(if by_clsact { Mode::Clsact } else { Mode::Tcx })
 }
 
-/// Whether any TCX program is at an interface, and so before every filter of clsact.
-pub(super) fn has_tcx_programs(ifindex: u32) -> bool {
-    PROGRAMS.into_iter().any(|(_, attach_type)| {
-        // Where the kernel does not say, TCX is the safe side.
-        tcx::programs(ifindex, attach_type).map_or(true, |programs| !programs.is_empty())
-    })
-}
-
-/// Takes away what the other mode attached, now that this one has.
-pub(super) fn clear_other(
-    bpffs: &Path,
-    ifindex: u32,
-    interface: &str,
-    (program, attach_type, handle): (&str, TcAttachType, TcHandle),
-    mode: Mode,
-) -> Result<(), Failure> {
+fn attach_program(
+    site: &mut Site<'_>,
+    attachment: &mut Attachment,
+    program: &'static Program,
+    seen: &Seen,
+) -> Result<(), AttachError> {
+    let (ifindex, mode) = (attachment.ifindex, attachment.mode);
+    let interface = attachment.interface.clone();
+    let pin = pin_path(site.bpffs, ifindex, program.pin, mode);
+    let explained = |failure| explain(failure, program.name, ifindex, &interface, &pin);
+    let id = site.program(program.name)?.info();
+    let id = id.map_err(|error| explained(error.into()))?.id();
+    let hook = Hook {
+        program: program.name,
+        id,
+        side: program.side,
+        mode,
+    };
+    let mut place = None;
+    match mode {
+        Mode::Tcx => {
+            // The kernel takes a program only once, so that one which others are before has to go first. What
+            // comes between is not judged, as it need not have been since the others came.
+            if let Ok(Place::NotFirst(_)) = hook::by_tcx(ifindex, &hook, site.ours) {
+                remove_pin(&pin).map_err(explained)?;
+                drop(site.held.remove(program.name));
+            }
+            let loaded = site.program(program.name)?;
+            let link = attach_tcx(loaded, &interface, program.side, &pin).map_err(explained)?;
+            attachment.links.insert(program.name, link);
+        }
+        Mode::Clsact => {
+            clsact::add(site.bpffs, ifindex, &interface)
+                .map_err(|error| explained(ProgramError::from(error).into()))?;
+            let qdisc = site.tc.qdisc(ifindex);
+            if qdisc.map_err(|source| asked(ifindex, &interface, source))? == Qdisc::Ingress {
+                return Err(AttachError::IngressQdisc { interface });
+            }
+            let priority = priority(seen, program);
+            place = Some((priority, u32::from(handle(priority, program))));
+            let loaded = site.program(program.name)?;
+            attach_clsact(loaded, &interface, program, priority, &pin).map_err(explained)?;
+        }
+    }
+    attachment.hooks.push(hook);
+    // What the other mode attached, or this one at another priority, goes now that this is there.
+    for filter in seen.filters(program.side) {
+        let is_same = own(program.side, filter).is_some_and(|there| there.number == program.number)
+            && Some((filter.priority, filter.handle)) != place;
+        if is_same && let Err(error) = site.tc.remove_filter(ifindex, program.side, filter) {
+            tracing::warn!(interface, %error, "a filter that another replaced stays");
+        }
+    }
     let other = match mode {
         Mode::Tcx => Mode::Clsact,
         Mode::Clsact => Mode::Tcx,
     };
-    let pin = pin_path(bpffs, ifindex, program, other);
-    if other == Mode::Clsact && pin.exists() {
-        detach_clsact(ifindex, interface, attach_type, handle);
+    remove_pin(&pin_path(site.bpffs, ifindex, program.pin, other)).map_err(explained)
+}
+
+/// Where a program goes among filters.
+fn priority(seen: &Seen, program: &Program) -> u16 {
+    let is_own = |filter: &&Filter| {
+        own(program.side, filter).is_some_and(|there| there.number == program.number)
+    };
+    let filters = seen.filters(program.side);
+    let own_at = filters.iter().find(is_own).map(|filter| filter.priority);
+    let foreign = first_foreign(seen, program.side).map(|filter| filter.priority);
+    match (own_at, foreign) {
+        (Some(FRONT), _) => FRONT,
+        (_, Some(foreign)) if foreign <= PRIORITY => FRONT,
+        _ => PRIORITY,
     }
-    remove_pin(&pin)
 }
 
 /// An attach step's failure, before it is known what it means.
-pub(super) enum Failure {
+enum Failure {
     Program(ProgramError),
     Pin(io::Error),
 }
@@ -255,7 +431,7 @@ impl From<ProgramError> for Failure {
     }
 }
 
-pub(super) fn explain(
+fn explain(
     failure: Failure,
     program: &'static str,
     ifindex: u32,
@@ -281,10 +457,10 @@ pub(super) fn explain(
     }
 }
 
-pub(super) fn attach_tcx(
+fn attach_tcx(
     program: &mut SchedClassifier,
     interface: &str,
-    attach_type: TcAttachType,
+    side: TcAttachType,
     pin: &Path,
 ) -> Result<FdLink, Failure> {
     if let Some(link) = replace_tcx(program, pin)? {
@@ -292,7 +468,7 @@ pub(super) fn attach_tcx(
     }
     // First in line, so that another program's "pass" cannot end the walk before ours.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(interface, attach_type, order)?;
+    let id = program.attach_with_options(interface, side, order)?;
     let pinned = take_fd(program, id)?
         .pin(pin)
         .map_err(|error| Failure::Pin(io::Error::other(error)))?;
@@ -308,7 +484,7 @@ fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<Option<FdLin
         .map_err(|error| Failure::Pin(io::Error::other(error)))?;
     match program.attach_to_link(link) {
         Ok(id) => Ok(Some(take_fd(program, id)?)),
-        // The link's interface is gone, and its index in use again.
+        // The link's interface is gone, and its index in use again; or somebody detached it.
         Err(_) => remove_pin(pin).map(|()| None),
     }
 }
@@ -318,101 +494,59 @@ fn take_fd(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<F
     FdLink::try_from(link).map_err(|error| Failure::Pin(io::Error::other(error)))
 }
 
-pub(super) fn attach_clsact(
-    program: &mut SchedClassifier,
+fn attach_clsact(
+    loaded: &mut SchedClassifier,
     interface: &str,
-    attach_type: TcAttachType,
-    handle: TcHandle,
+    program: &Program,
+    priority: u16,
     pin: &Path,
-) -> Result<Filter, Failure> {
+) -> Result<(), Failure> {
     // First, so that there is never a filter without its mark.
     remove_pin(pin)?;
-    program
+    loaded
         .pin(pin)
         .map_err(|error| Failure::Pin(io::Error::other(error)))?;
+    let handle = handle(priority, program);
     let options = NlOptions {
-        priority: PRIORITY,
+        priority,
         handle,
         classid: None,
     };
     let attached =
-        program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options));
-    let (id, found) = match attached {
+        loaded.attach_with_options(interface, program.side, TcAttachOptions::Netlink(options));
+    let id = match attached {
         Err(ProgramError::TcError(TcError::NetlinkError(error)))
             if error.raw_os_error() == Some(libc::EEXIST) =>
         {
-            let old = clsact_link(interface, attach_type, handle).map_err(Failure::Pin)?;
-            (program.attach_to_link(old)?, Filter::Replaced)
+            let old =
+                SchedClassifierLink::attached(interface, program.side, priority, handle, None)
+                    .map_err(Failure::Pin)?;
+            loaded.attach_to_link(old)?
         }
-        other => (other?, Filter::Missing),
+        other => other?,
     };
     // Dropping the link would detach the filter; it is found again by priority and handle.
-    std::mem::forget(program.take_link(id)?);
-    Ok(found)
-}
-
-/// Puts filters again where they are to be, each at once in the place of the one that is there, and says which
-/// were missing. An interface that is gone misses none.
-pub(super) fn renew_clsact(
-    ebpf: &mut Ebpf,
-    bpffs: &Path,
-    attachment: &Attachment,
-) -> Result<Vec<&'static str>, AttachError> {
-    let (ifindex, mut missing) = (attachment.ifindex, Vec::new());
-    let Ok(interface) = current_name(ifindex, &attachment.interface) else {
-        return Ok(missing);
-    };
-    for (name, attach_type) in PROGRAMS {
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(AttachError::NotLoaded(name))?;
-        let pin = pin_path(bpffs, ifindex, name, Mode::Clsact);
-        let found = clsact::add(bpffs, ifindex, &interface)
-            .map_err(|error| Failure::from(ProgramError::from(error)))
-            .and_then(|()| attach_clsact(program, &interface, attach_type, HANDLE, &pin));
-        match found {
-            Ok(Filter::Missing) => missing.push(name),
-            Ok(Filter::Replaced) => {}
-            Err(error) => return Err(explain(error, name, ifindex, &interface, &pin)),
-        }
-    }
-    Ok(missing)
-}
-
-/// Lets go of a TCX link, so that the program can be attached anew before all others.
-pub(super) fn release(bpffs: &Path, attachment: &mut Attachment, program: &str) -> io::Result<()> {
-    let pin = pin_path(bpffs, attachment.ifindex, program, Mode::Tcx);
-    unless_gone(fs::remove_file(&pin))?;
-    let place = PROGRAMS.iter().position(|(name, _)| *name == program);
-    if let Some(place) = place.filter(|place| *place < attachment.links.len()) {
-        drop(attachment.links.remove(place));
-    }
+    std::mem::forget(loaded.take_link(id)?);
     Ok(())
 }
 
-fn clsact_link(
-    interface: &str,
-    attach_type: TcAttachType,
-    handle: TcHandle,
-) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(interface, attach_type, PRIORITY, handle, None)
-}
-
-/// Detaches both programs; what is gone already is no error.
-pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachError> {
+/// Detaches all programs; what is gone already is no error.
+pub(super) fn detach(bpffs: &Path, tc: &mut Tc, attachment: Attachment) -> Result<(), AttachError> {
     let Attachment {
         ifindex,
         interface,
         mode,
+        programs,
         links,
+        ..
     } = attachment;
-    for (name, attach_type) in PROGRAMS {
+    for program in programs {
         if mode == Mode::Clsact {
-            detach_clsact(ifindex, &interface, attach_type, HANDLE);
+            detach_filter(tc, ifindex, program);
         }
-        let pin = pin_path(bpffs, ifindex, name, mode);
-        remove_pin(&pin).map_err(|failure| explain(failure, name, ifindex, &interface, &pin))?;
+        let pin = pin_path(bpffs, ifindex, program.pin, mode);
+        remove_pin(&pin)
+            .map_err(|failure| explain(failure, program.name, ifindex, &interface, &pin))?;
     }
     // The last reference to a TCX link, now that its pin is gone.
     drop(links);
@@ -426,48 +560,57 @@ pub(super) fn detach(bpffs: &Path, attachment: Attachment) -> Result<(), AttachE
     Ok(())
 }
 
-/// Best effort: a filter goes with its interface.
-pub(super) fn detach_clsact(
-    ifindex: u32,
-    interface: &str,
-    attach_type: TcAttachType,
-    handle: TcHandle,
-) {
-    if let Ok(name) = current_name(ifindex, interface)
-        && let Ok(link) = clsact_link(&name, attach_type, handle)
-        && let Err(error) = link.detach()
-    {
-        tracing::debug!(interface = name, %error, "clsact filter was already gone");
+/// Removes a program's filters at all places that may be its own. Best effort: a filter goes with its interface.
+pub(super) fn detach_filter(tc: &mut Tc, ifindex: u32, program: &Program) {
+    let removed = tc.look(ifindex).and_then(|seen| {
+        let filters = seen.filters(program.side).iter();
+        let mut of_program = filters.filter(|filter| {
+            own(program.side, filter).is_some_and(|there| there.number == program.number)
+        });
+        of_program.try_for_each(|filter| tc.remove_filter(ifindex, program.side, filter))
+    });
+    match removed {
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+            tracing::debug!(ifindex, %error, "a clsact filter could not be removed");
+        }
+        _ => {}
     }
 }
 
-/// Removes what is pinned below `bpffs` for interfaces that are not in `keep`, and for exits that are not in
-/// `exits`.
+/// Removes what is pinned below `bpffs` for interfaces that are not in `endpoints`, and for netdevs that are not
+/// in `netdevs`.
 pub(super) fn prune(
     bpffs: &Path,
-    keep: &BTreeMap<u32, Attachment>,
-    exits: &BTreeMap<u32, Exit>,
+    tc: &mut Tc,
+    endpoints: &BTreeMap<u32, Attachment>,
+    netdevs: &BTreeMap<u32, Attachment>,
 ) -> Result<Vec<u32>, AttachError> {
     let failed = |source| AttachError::Pin {
         path: links(bpffs),
         source,
     };
+    let is_kept = |ifindex: u32, pin: &str| {
+        let attachments = [endpoints, netdevs].into_iter();
+        let mut of_interface = attachments.filter_map(|attachments| attachments.get(&ifindex));
+        of_interface.any(|attachment| attachment.programs.iter().any(|program| program.pin == pin))
+    };
     let mut pruned = Vec::new();
     for entry in fs::read_dir(links(bpffs)).map_err(failed)? {
-        let pin = entry.map_err(failed)?.path();
-        let (ifindex, attach_type, mode, handle) = match parse_pin(&pin) {
-            Some((ifindex, ..)) if keep.contains_key(&ifindex) => continue,
-            Some((ifindex, attach_type, mode)) => (ifindex, attach_type, mode, HANDLE),
-            None => match exits::stale_pin(&pin, exits) {
-                Some((ifindex, mode)) => (ifindex, TcAttachType::Egress, mode, exits::HANDLE),
-                None => continue,
-            },
+        let path = entry.map_err(failed)?.path();
+        let Some((ifindex, pin, mode)) = split_pin(&path) else {
+            continue;
         };
-        if mode == Mode::Clsact {
-            detach_clsact(ifindex, "", attach_type, handle);
+        let Some(program) = every().find(|program| program.pin == pin) else {
+            continue;
+        };
+        if is_kept(ifindex, pin) {
+            continue;
         }
-        fs::remove_file(&pin).map_err(|source| AttachError::Pin {
-            path: pin.clone(),
+        if mode == Mode::Clsact {
+            detach_filter(tc, ifindex, program);
+        }
+        fs::remove_file(&path).map_err(|source| AttachError::Pin {
+            path: path.clone(),
             source,
         })?;
         if !pruned.contains(&ifindex) {
@@ -490,22 +633,16 @@ pub(super) fn links(bpffs: &Path) -> PathBuf {
 /// Ends the name of a pin that marks a filter of clsact.
 const MARK: &str = "-clsact";
 
-pub(super) fn pin_path(bpffs: &Path, ifindex: u32, program: &str, mode: Mode) -> PathBuf {
+pub(super) fn pin_path(bpffs: &Path, ifindex: u32, pin: &str, mode: Mode) -> PathBuf {
     let end = match mode {
         Mode::Tcx => "",
         Mode::Clsact => MARK,
     };
-    links(bpffs).join(format!("{ifindex}-{program}{end}"))
+    links(bpffs).join(format!("{ifindex}-{pin}{end}"))
 }
 
-fn parse_pin(pin: &Path) -> Option<(u32, TcAttachType, Mode)> {
-    let (ifindex, program, mode) = split_pin(pin)?;
-    let (_, attach_type) = PROGRAMS.into_iter().find(|(name, _)| *name == program)?;
-    Some((ifindex, attach_type, mode))
-}
-
-/// The interface, the program and the mode that a pin names.
-pub(super) fn split_pin(pin: &Path) -> Option<(u32, &str, Mode)> {
+/// The interface, the program's word and the mode that a pin names.
+fn split_pin(pin: &Path) -> Option<(u32, &str, Mode)> {
     let (ifindex, rest) = pin.file_name()?.to_str()?.split_once('-')?;
     let (program, mode) = match rest.strip_suffix(MARK) {
         Some(program) => (program, Mode::Clsact),
@@ -514,7 +651,7 @@ pub(super) fn split_pin(pin: &Path) -> Option<(u32, &str, Mode)> {
     Some((ifindex.parse().ok()?, program, mode))
 }
 
-pub(super) fn remove_pin(pin: &Path) -> Result<(), Failure> {
+fn remove_pin(pin: &Path) -> Result<(), Failure> {
     unless_gone(fs::remove_file(pin)).map_err(Failure::Pin)
 }
 
@@ -548,21 +685,70 @@ mod tests {
     #[test]
     fn pins_are_read_back_as_they_are_named() {
         let dir = Path::new("/sys/fs/bpf/portcullis");
-        for (name, attach_type) in PROGRAMS {
+        for program in every() {
             for mode in [Mode::Tcx, Mode::Clsact] {
-                let parsed = parse_pin(&pin_path(dir, 42, name, mode)).expect("our own name");
-                assert_eq!(parsed, (42, attach_type, mode));
+                let path = pin_path(dir, 42, program.pin, mode);
+                let parsed = split_pin(&path).expect("our own name");
+                assert_eq!(parsed, (42, program.pin, mode));
             }
         }
-        for other in [
-            "42",
-            "x-from_pod",
-            "42-other",
-            "42-from_pod-",
-            "42-clsact",
-            "README",
+        for other in ["42", "x-from_pod", "README"] {
+            assert!(split_pin(&dir.join(other)).is_none(), "{other}");
+        }
+    }
+
+    fn filter(priority: u16, handle: u32, name: &str) -> Filter {
+        Filter {
+            priority,
+            handle,
+            chain: 0,
+            kind: "bpf".to_owned(),
+            program: (!name.is_empty()).then(|| (name.to_owned(), 1)),
+        }
+    }
+
+    fn seen(egress: &[Filter]) -> Seen {
+        Seen {
+            qdisc: Qdisc::Clsact,
+            ingress: Vec::new(),
+            egress: egress.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_filter_is_ours_by_name_and_place_together() {
+        for (priority, handle, name, number) in [
+            (50, 1, "to_pod", Some(1)),
+            (50, 2, "exit_l3", Some(2)),
+            (1, 0x7063_0001, "to_pod", Some(1)),
+            (1, 1, "to_pod", None),
+            (50, 1, "exit", None),
+            (50, 1, "from_pod", None),
+            (50, 1, "other", None),
+            (50, 1, "", None),
+            (49, 1, "to_pod", None),
         ] {
-            assert!(parse_pin(&dir.join(other)).is_none(), "{other}");
+            let found = own(TcAttachType::Egress, &filter(priority, handle, name));
+            let found = found.map(|program| program.number);
+            assert_eq!(found, number, "{priority} {handle:x} {name}");
+        }
+    }
+
+    #[test]
+    fn ours_goes_before_foreign_filters() {
+        let to_pod = &ENDPOINT[1];
+        for (egress, wanted) in [
+            (&[][..], PRIORITY),
+            (&[filter(51, 1, "other")], PRIORITY),
+            (&[filter(50, 1, "to_pod"), filter(51, 1, "other")], PRIORITY),
+            (&[filter(50, 2, "exit")], PRIORITY),
+            (&[filter(1, 1, "other")], FRONT),
+            (&[filter(50, 1, "")], FRONT),
+            (&[filter(2, 1, "other"), filter(50, 1, "to_pod")], FRONT),
+            // It stays there when the other has gone.
+            (&[filter(1, 0x7063_0001, "to_pod")], FRONT),
+        ] {
+            assert_eq!(priority(&seen(egress), to_pod), wanted, "{egress:?}");
         }
     }
 }

@@ -34,6 +34,9 @@ pub enum LoadError {
         /// The running kernel's version.
         found: String,
     },
+    /// The operator wants what the kernel does not have.
+    #[error("PORTCULLIS_ATTACH_MODE=tcx needs Linux 6.6 or later; use auto")]
+    NoTcx,
     /// The tables that an earlier agent left could not be read.
     #[error("read the tables that an earlier agent left: {0}")]
     Former(MapError),
@@ -188,4 +191,36 @@ pub enum AttachError {
     /// The object lacks a program.
     #[error("program {0} is not loaded")]
     NotLoaded(&'static str),
+    /// Another qdisc is where clsact goes, and there is no TCX to do without.
+    #[error(
+        "interface {interface} has an `ingress` qdisc, as the CNI plugin `bandwidth` adds it for a pod with a limit, and \
+         policy for what the pod receives cannot run beside that without TCX: use Linux 6.6 or later (without \
+         PORTCULLIS_ATTACH_MODE=clsact), or take the limit off the pod (annotation kubernetes.io/egress-bandwidth), or \
+         `tc qdisc del dev {interface} ingress`"
+    )]
+    IngressQdisc {
+        /// The interface's name.
+        interface: String,
+    },
+    /// The kernel took the program, and does not run it, or not first.
+    #[error(
+        "{program} was attached to {interface}, but does not see every packet there: {found}; `bpftool net` and \
+         `tc filter show dev {interface} egress` (or ingress) name what else is there"
+    )]
+    NotRunning {
+        /// The program.
+        program: &'static str,
+        /// The interface's name.
+        interface: String,
+        /// What the kernel showed.
+        found: String,
+    },
+    /// The kernel does not say what is at an interface.
+    #[error("ask what is attached to {interface}: {source}")]
+    Ask {
+        /// The interface's name.
+        interface: String,
+        /// Why it failed.
+        source: io::Error,
+    },
 }

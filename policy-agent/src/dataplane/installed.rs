@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, loaded_maps};
 use aya::programs::links::{FdLink, LinkType, PinnedLink};
-use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use nix::net::if_::if_nameindex;
-use rtnetlink::Handle;
 
-use super::attach::{self, EVERY, Mode};
+use super::attach::{self, Mode};
+use super::tc::Tc;
 use super::{bpffs, clsact};
 
 /// How often a list that changes while it is read is read again.
@@ -31,7 +31,7 @@ pub enum Part {
         ifindex: u32,
         /// Its name.
         interface: String,
-        /// `from_pod`, `to_pod`, `exit` or `exit_l3`.
+        /// `from_pod`, `to_pod`, `exit`, `exit_l3`, `exit_ib` or `from_node`.
         program: &'static str,
         /// The kernel's id of the program.
         id: u32,
@@ -106,15 +106,14 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Looks at the interfaces of this network namespace and below `bpffs`. Must be called within a
-    /// tokio runtime.
+    /// Looks at the interfaces of this network namespace and below `bpffs`.
     ///
     /// # Errors
     ///
     /// When the kernel does not say; without `CAP_SYS_ADMIN` it does not.
-    pub async fn look(bpffs: &Path) -> io::Result<Self> {
+    pub fn look(bpffs: &Path) -> io::Result<Self> {
         let qdiscs = clsact::noted(bpffs)?;
-        let mut parts = attached(&qdiscs).await?;
+        let mut parts = attached(&qdiscs)?;
         let mut held = Held::default();
         for part in &parts {
             if let Part::Attached { id, .. } = part {
@@ -139,8 +138,8 @@ impl Installed {
     /// # Errors
     ///
     /// As with [`Installed::look`].
-    pub async fn look_again(&self, bpffs: &Path) -> io::Result<Vec<Part>> {
-        let mut left = attached(&self.qdiscs).await?;
+    pub fn look_again(&self, bpffs: &Path) -> io::Result<Vec<Part>> {
+        let mut left = attached(&self.qdiscs)?;
         let pins = bpffs::pins(bpffs)?;
         left.extend(pins.files.into_iter().map(Part::Pin));
         left.extend(pins.directories.into_iter().map(Part::Directory));
@@ -167,20 +166,11 @@ impl Installed {
 }
 
 /// Programs at interfaces, and the qdiscs that go with them.
-async fn attached(noted: &BTreeSet<u32>) -> io::Result<Vec<Part>> {
-    let (connection, netlink, _) = rtnetlink::new_connection()?;
-    let connection = tokio::spawn(connection);
-    let parts = attached_by(&netlink, noted).await;
-    connection.abort();
-    parts
-}
-
-async fn attached_by(netlink: &Handle, noted: &BTreeSet<u32>) -> io::Result<Vec<Part>> {
+fn attached(noted: &BTreeSet<u32>) -> io::Result<Vec<Part>> {
+    let mut tc = Tc::open()?;
     let mut parts = Vec::new();
     let mut qdiscs = Vec::new();
-    let with_clsact = clsact::interfaces(netlink)
-        .await
-        .map_err(io::Error::other)?;
+    let with_clsact = tc.interfaces()?;
     for (ifindex, interface) in interfaces()? {
         let mut found = |program, id, mode| {
             parts.push(Part::Attached {
@@ -199,19 +189,18 @@ async fn attached_by(netlink: &Handle, noted: &BTreeSet<u32>) -> io::Result<Vec<
         if !with_clsact.contains(&ifindex) {
             continue;
         }
-        let filters = clsact::filters(netlink, ifindex)
-            .await
-            .map_err(io::Error::other)?;
+        let seen = match tc.look(ifindex) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
+            other => other?,
+        };
         let mut others = false;
-        for filter in filters {
-            let ours = filter
-                .program
-                .and_then(|(name, id)| Some((ours(&name)?, id)));
-            match ours {
-                Some((program, id)) if filter.priority == attach::PRIORITY => {
-                    found(program, id, Mode::Clsact);
+        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+            for filter in seen.filters(side) {
+                let ours = attach::own(side, filter).zip(filter.program.as_ref());
+                match ours {
+                    Some((program, (_, id))) => found(program.name, *id, Mode::Clsact),
+                    None => others = true,
                 }
-                _ => others = true,
             }
         }
         if noted.contains(&ifindex) && !others {
@@ -233,23 +222,23 @@ fn interfaces() -> io::Result<Vec<(u32, String)>> {
 /// Our programs among the TCX links of an interface; none when it is gone.
 fn tcx(interface: &str) -> io::Result<Vec<(&'static str, u32)>> {
     let mut found = Vec::new();
-    for (name, attach_type, _) in EVERY {
+    for side in [TcAttachType::Ingress, TcAttachType::Egress] {
         let programs = again_while_it_changes(|| {
-            SchedClassifier::query_tcx(interface, attach_type).map(|(_, programs)| programs)
+            SchedClassifier::query_tcx(interface, side).map(|(_, programs)| programs)
         })?;
-        let of_that_name = programs
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|info| info.name_as_str() == Some(name));
-        found.extend(of_that_name.map(|info| (name, info.id())));
+        let programs = programs.unwrap_or_default();
+        let ours = programs.iter().filter_map(|info| {
+            let mut every = attach::every().filter(|program| program.side == side);
+            let program = every.find(|program| info.name_as_str() == Some(program.name))?;
+            Some((program.name, info.id()))
+        });
+        found.extend(ours);
     }
     Ok(found)
 }
 
 fn ours(name: &str) -> Option<&'static str> {
-    EVERY
-        .into_iter()
-        .find_map(|(program, ..)| (program == name).then_some(program))
+    attach::every().find_map(|program| (program.name == name).then_some(program.name))
 }
 
 /// What attached programs and pins refer to.

@@ -1,6 +1,6 @@
 //! Loading: kernel check, sizes, constants, programs, pins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use aya::{EbpfError, EbpfLoader};
 use policy_common::config::{DatapathConfig, Timeouts};
 use policy_common::map;
 
+use super::attach::{AttachMode, Mode};
 use super::changeover::Changeover;
 use super::error::LoadError;
 use super::pinned::Found;
@@ -19,6 +20,7 @@ use super::removal::unless_gone;
 use super::row::Row;
 use super::tables::Tables;
 use super::verify::TablePins;
+use super::watch::Watched;
 use super::{Dataplane, attach, bpffs, changeover, clock, pinned};
 
 /// The eBPF object, empty when the build was told of none.
@@ -32,6 +34,10 @@ pub(super) const TO_POD: &str = "to_pod";
 pub(super) const EXIT: &str = "exit";
 /// See [`FROM_POD`].
 pub(super) const EXIT_L3: &str = "exit_l3";
+/// See [`FROM_POD`].
+pub(super) const EXIT_IB: &str = "exit_ib";
+/// See [`FROM_POD`].
+pub(super) const FROM_NODE: &str = "from_node";
 
 /// What the dataplane is loaded with.
 #[derive(Clone, Debug)]
@@ -48,8 +54,8 @@ pub struct DataplaneConfig {
     pub timeouts: Timeouts,
     /// Drop events per CPU and second.
     pub events_per_second: u32,
-    /// See [`DatapathConfig::keep_carrier`]; off but in benchmarks.
-    pub keep_carrier: bool,
+    /// How programs are attached.
+    pub attach_mode: AttachMode,
     /// Whether maps are pinned; tests that only run packets do without.
     pub pin: bool,
 }
@@ -63,7 +69,7 @@ impl Default for DataplaneConfig {
             capacities: BTreeMap::new(),
             timeouts: Timeouts::SECONDS,
             events_per_second: 100,
-            keep_carrier: false,
+            attach_mode: AttachMode::Auto,
             pin: true,
         }
     }
@@ -74,6 +80,9 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         return Err(LoadError::NoObject);
     }
     check_kernel()?;
+    if config.attach_mode == AttachMode::Tcx && Mode::of_this_kernel() != Mode::Tcx {
+        return Err(LoadError::NoTcx);
+    }
     let locked_memory = LockedMemory::claim();
     let capacities = capacities(&config.capacities)?;
     if config.pin {
@@ -94,7 +103,6 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         endpoint_slots: capacities[map::ENDPOINTS.name],
         second,
         clock_shift: shift,
-        keep_carrier: u32::from(config.keep_carrier),
         log_decisions: u32::from(config.log_decisions),
     });
     let mut loader = EbpfLoader::new();
@@ -115,15 +123,16 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| refused(error, locked_memory))?;
-    for name in [FROM_POD, TO_POD, EXIT, EXIT_L3] {
+    let mut ids = BTreeSet::new();
+    for name in [FROM_POD, TO_POD, EXIT, EXIT_L3, EXIT_IB, FROM_NODE] {
+        let failed = |source| LoadError::Program { name, source };
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .ok_or(LoadError::Missing(name))?
             .try_into()
-            .map_err(|source| LoadError::Program { name, source })?;
-        program
-            .load()
-            .map_err(|source| LoadError::Program { name, source })?;
+            .map_err(failed)?;
+        program.load().map_err(failed)?;
+        ids.insert(program.info().map_err(failed)?.id());
     }
     if config.pin {
         bpffs::make(&config.bpffs)?;
@@ -162,7 +171,10 @@ pub(super) fn load(config: &DataplaneConfig) -> Result<Dataplane, LoadError> {
         tables,
         former,
         attachments: BTreeMap::new(),
-        exits: BTreeMap::new(),
+        netdevs: BTreeMap::new(),
+        watched: Watched::new(ids),
+        tc: None,
+        attach_mode: config.attach_mode,
         bpffs: config.bpffs.clone(),
     })
 }

@@ -16,42 +16,48 @@ mod events;
 mod exits;
 mod flow_tables;
 mod grace;
+mod guard_rows;
+mod hook;
 mod installed;
 mod load;
-mod overtaken;
 mod pinned;
 mod removal;
 mod row;
 mod service_rows;
 mod tables;
+mod tc;
 mod tcx;
 mod verify;
+mod watch;
 
-pub use attach::{Attached, Haste, Mode};
+pub use attach::{AttachMode, Attached, Haste, Mode};
 pub use error::{ApplyError, AttachError, LoadError};
 pub use events::EventStream;
-pub use exits::LinkLayer;
+pub use exits::{LinkLayer, NetdevProgram};
 pub use flow_tables::FlowTables;
 pub use grace::wait as wait_for_grace;
 pub use installed::{Installed, Part};
 pub use load::{DataplaneConfig, OBJECT, capacities};
 pub use removal::remove;
 pub use tables::{CounterRow, TableUse};
-pub use verify::{Drift, DriftedPart};
+pub use verify::{Drift, DriftedPart, Role};
+pub use watch::Drifts;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use aya::Ebpf;
 use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
 
-use attach::Attachment;
+use attach::{Attachment, Program, Site};
 use changeover::Changeover;
-use exits::Exit;
 use tables::Tables;
+use tc::Tc;
 use verify::TablePins;
+use watch::Watched;
 
 /// The loaded programs and maps, and the interfaces that the programs are attached to.
 pub struct Dataplane {
@@ -63,7 +69,12 @@ pub struct Dataplane {
     changeover: Option<Changeover>,
     table_pins: Option<TablePins>,
     attachments: BTreeMap<u32, Attachment>,
-    exits: BTreeMap<u32, Exit>,
+    netdevs: BTreeMap<u32, Attachment>,
+    /// What should be attached, for the thread that watches it.
+    watched: Arc<Watched>,
+    /// The connection by which the kernel is asked what is attached, once it was needed.
+    tc: Option<Tc>,
+    attach_mode: AttachMode,
     /// Directory for pins.
     bpffs: PathBuf,
 }
@@ -89,6 +100,16 @@ impl Dataplane {
         self.tables.apply(op)
     }
 
+    /// The UDP ports at which this node decapsulates, 0 where there are fewer: puts them into every endpoint's row, and
+    /// into those that operations put from now on.
+    ///
+    /// # Errors
+    ///
+    /// When a row cannot be put. Some may have the ports by then; calling it again puts the others.
+    pub fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
+        self.tables.set_tunnel_ports(ports)
+    }
+
     /// Attaches both programs to the host side of a pod's interface; the endpoint's row must be in
     /// place. Where an earlier agent's programs are attached, they are replaced without a gap, and
     /// stay attached the way they are; where ours are already, what is not at its place is attached again,
@@ -109,9 +130,7 @@ impl Dataplane {
             })?;
             changeover.carry_over(endpoint);
         }
-        self.release_displaced(ifindex)?;
-        let attachment = attach::attach(&mut self.ebpf, &self.bpffs, ifindex, interface, haste)?;
-        self.attachments.insert(ifindex, attachment);
+        self.put(Role::Endpoint, ifindex, interface, haste, &attach::ENDPOINT)?;
         if let Some(changeover) = &mut self.changeover {
             changeover.carry_over(endpoint);
         }
@@ -124,46 +143,113 @@ impl Dataplane {
         self.tables.set_master(ifindex, master)
     }
 
-    /// Detaches both programs; an interface that is gone, or was never attached, is no error. To be
-    /// called before the endpoint's row is deleted.
-    pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        match self.attachments.remove(&ifindex) {
-            Some(attachment) => attach::detach(&self.bpffs, attachment),
-            None => Ok(()),
-        }
-    }
-
-    /// Attaches the program that judges what leaves the host by this interface. Where an earlier agent's
-    /// is attached, it is replaced without a gap.
-    pub fn attach_exit(
+    /// Attaches programs, and makes sure that they run. What is attached and cannot be proven to run stays, because
+    /// it may judge more than nothing.
+    fn put(
         &mut self,
+        role: Role,
         ifindex: u32,
         interface: &str,
-        layer: LinkLayer,
         haste: Haste,
+        programs: &'static [Program],
     ) -> Result<(), AttachError> {
-        let exit = exits::attach(
-            &mut self.ebpf,
-            &self.bpffs,
-            ifindex,
-            interface,
-            layer,
-            haste,
-        )?;
-        self.exits.insert(ifindex, exit);
+        self.watched.forget(ifindex, role);
+        let mut tc = self.connection(interface)?;
+        let attachments = match role {
+            Role::Endpoint => &mut self.attachments,
+            Role::Netdev => &mut self.netdevs,
+        };
+        let before = attachments.get_mut(&ifindex);
+        let mut site = Site {
+            ebpf: &mut self.ebpf,
+            bpffs: &self.bpffs,
+            tc: &mut tc,
+            mode: self.attach_mode,
+            ours: self.watched.ours(),
+            held: before
+                .map(|before| std::mem::take(&mut before.links))
+                .unwrap_or_default(),
+        };
+        let attachment = match attach::attach(&mut site, ifindex, interface, haste, programs) {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                if let Some(before) = attachments.get_mut(&ifindex) {
+                    before.links = site.held;
+                }
+                return Err(error);
+            }
+        };
+        // First, so that nothing is missed that happens after the proof.
+        self.watched.expect(ifindex, role, &attachment.hooks);
+        let proven = attach::prove(&mut site, &attachment);
+        attachments.insert(ifindex, attachment);
+        match proven {
+            Ok(()) => self.tc = Some(tc),
+            // The connection may not be in order any more.
+            Err(_) => self.watched.forget(ifindex, role),
+        }
+        proven
+    }
+
+    fn take(&mut self, role: Role, ifindex: u32) -> Result<(), AttachError> {
+        self.watched.forget(ifindex, role);
+        let mut tc = self.connection("")?;
+        let attachments = match role {
+            Role::Endpoint => &mut self.attachments,
+            Role::Netdev => &mut self.netdevs,
+        };
+        let Some(attachment) = attachments.remove(&ifindex) else {
+            return Ok(());
+        };
+        attach::detach(&self.bpffs, &mut tc, attachment)?;
+        self.tc = Some(tc);
         Ok(())
     }
 
-    /// Detaches it; an interface that is gone, or was never attached, is no error.
-    pub fn detach_exit(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        match self.exits.remove(&ifindex) {
-            Some(exit) => exits::detach(&self.bpffs, exit),
-            None => Ok(()),
+    fn connection(&mut self, interface: &str) -> Result<Tc, AttachError> {
+        match self.tc.take() {
+            Some(tc) => Ok(tc),
+            None => Tc::open().map_err(|source| AttachError::Ask {
+                interface: interface.to_owned(),
+                source,
+            }),
         }
     }
 
+    /// Begins to watch that what is attached from now on stays so, in this thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When netlink is not to be had.
+    pub fn watch(&self) -> io::Result<Drifts> {
+        watch::start(&self.watched)
+    }
+
+    /// Detaches both programs; an interface that is gone, or was never attached, is no error. To be
+    /// called before the endpoint's row is deleted.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.take(Role::Endpoint, ifindex)
+    }
+
+    /// Attaches the program that an interface of the node itself is to have. Where an earlier agent's
+    /// is attached, it is replaced without a gap.
+    pub fn attach_netdev(
+        &mut self,
+        ifindex: u32,
+        interface: &str,
+        program: NetdevProgram,
+        haste: Haste,
+    ) -> Result<(), AttachError> {
+        self.put(Role::Netdev, ifindex, interface, haste, program.programs())
+    }
+
+    /// Detaches it; an interface that is gone, or was never attached, is no error.
+    pub fn detach_netdev(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.take(Role::Netdev, ifindex)
+    }
+
     /// Removes what an earlier agent left attached to interfaces that are not attached now, and
-    /// returns the interfaces. To be called once every local endpoint and exit is attached, never before.
+    /// returns the interfaces. To be called once every local endpoint and netdev is attached, never before.
     pub fn prune(&mut self) -> Result<Vec<u32>, AttachError> {
         if let Some(changeover) = &mut self.changeover {
             changeover.finish().map_err(|source| AttachError::Pin {
@@ -171,7 +257,8 @@ impl Dataplane {
                 source,
             })?;
         }
-        attach::prune(&self.bpffs, &self.attachments, &self.exits)
+        let mut tc = self.connection("")?;
+        attach::prune(&self.bpffs, &mut tc, &self.attachments, &self.netdevs)
     }
 
     /// The interfaces that the programs are attached to.
@@ -179,7 +266,7 @@ impl Dataplane {
     pub fn attached(&self) -> Vec<Attached> {
         self.attachments
             .values()
-            .map(|attachment| attachment.describe(&self.ebpf))
+            .map(Attachment::describe)
             .collect()
     }
 

@@ -4,33 +4,32 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::attach::{self, EVERY, Mode};
+use super::attach::{self, Mode};
+use super::bpffs;
 use super::installed::Part;
-use super::{bpffs, clsact};
+use super::tc::Tc;
 
 /// Removes one part; that it is gone already is no error. What only goes with another part, such as a
-/// TCX link with its pin, or a map with the last program, is left to that. Must be called within a tokio
-/// runtime.
+/// TCX link with its pin, or a map with the last program, is left to that.
 ///
 /// # Errors
 ///
 /// When the kernel or the file system refuses.
-pub async fn remove(part: &Part) -> io::Result<()> {
+pub fn remove(part: &Part) -> io::Result<()> {
     match part {
         Part::Attached {
             ifindex,
-            interface,
             program,
             mode: Mode::Clsact,
             ..
         } => {
-            let ours = EVERY.into_iter().filter(|(name, ..)| name == program);
-            for (_, attach_type, handle) in ours {
-                attach::detach_clsact(*ifindex, interface, attach_type, handle);
+            let mut tc = Tc::open()?;
+            for program in attach::every().filter(|every| every.name == *program) {
+                attach::detach_filter(&mut tc, *ifindex, program);
             }
             Ok(())
         }
-        Part::Qdisc { ifindex, .. } => remove_qdisc(*ifindex).await,
+        Part::Qdisc { ifindex, .. } => remove_qdisc(*ifindex),
         Part::Pin(pin) | Part::File(pin) => unless_gone(fs::remove_file(pin)),
         Part::Directory(directory) => remove_directory(directory),
         Part::Attached { .. } | Part::Program { .. } | Part::Map { .. } => Ok(()),
@@ -38,16 +37,13 @@ pub async fn remove(part: &Part) -> io::Result<()> {
 }
 
 /// Looks once more: somebody may have added a filter meanwhile.
-async fn remove_qdisc(ifindex: u32) -> io::Result<()> {
-    let (connection, netlink, _) = rtnetlink::new_connection()?;
-    let connection = tokio::spawn(connection);
-    let result = match clsact::filters(&netlink, ifindex).await {
-        Ok(filters) if filters.is_empty() => clsact::remove(&netlink, ifindex).await,
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    };
-    connection.abort();
-    result.map_err(io::Error::other)
+fn remove_qdisc(ifindex: u32) -> io::Result<()> {
+    let mut tc = Tc::open()?;
+    match tc.look(ifindex) {
+        Ok(seen) if seen.ingress.is_empty() && seen.egress.is_empty() => tc.remove_clsact(ifindex),
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn remove_directory(directory: &Path) -> io::Result<()> {

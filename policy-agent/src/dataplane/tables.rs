@@ -23,10 +23,11 @@ use super::counted::{ArrayRows, HashRows, TrieRows};
 use super::error::{ApplyError, LoadError};
 use super::flow_tables::FlowTables;
 use super::grace;
+use super::guard_rows::GuardRows;
 use super::load::{Data, take_as};
 use super::row::Row;
 use super::service_rows::ServiceRows;
-use super::verify::{Drift, DriftedPart};
+use super::verify::{Drift, DriftedPart, Role};
 
 /// One row of [`super::Dataplane::counters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +65,15 @@ pub(super) struct Tables {
     ports: TrieRows<PortData, RuleBits>,
     rules: HashRows<RuleKey, RuleAction>,
     services: ServiceRows,
+    guards: GuardRows,
     slots: ArrayRows<Slot>,
     rule_counts: PerCpuArray<Data, Row<RuleCount>>,
     /// Rules that are counted, by page.
     counted_rules: HashMap<u32, u16>,
     /// Rows of endpoints, as they are to be.
     rows: BTreeMap<u32, Endpoint>,
+    /// UDP ports at which this node decapsulates; the same in every endpoint's row.
+    tunnel_ports: [u16; 4],
     /// The bridge or VRF that an interface belongs to, where it belongs to one.
     masters: BTreeMap<u32, u32>,
     counters: PerCpuArray<Data, Row<Counter>>,
@@ -101,10 +105,12 @@ impl Tables {
             ports: trie(ebpf, &map::PORTS)?,
             rules: hash(ebpf, &map::RULES)?,
             services: ServiceRows::new(ebpf, capacities)?,
+            guards: GuardRows::new(ebpf)?,
             slots: array(ebpf, &map::SLOTS, capacities, |row: &Slot| row.ifindex != 0)?,
             rule_counts: take_as(ebpf, map::RULE_COUNTS.name)?,
             counted_rules: HashMap::new(),
             rows: BTreeMap::new(),
+            tunnel_ports: [0; 4],
             masters: BTreeMap::new(),
             counters: take_as(ebpf, map::COUNTERS.name)?,
             event_budget: take_as(ebpf, map::EVENT_BUDGET.name)?,
@@ -157,6 +163,7 @@ impl Tables {
             }
         }
         self.services.read(&mut former)?;
+        self.guards.read(&mut former)?;
         for (id, header) in &former.policies {
             if header.first_count != 0 {
                 self.counted_rules.insert(*id, header.rules);
@@ -185,6 +192,8 @@ impl Tables {
             Op::DeleteEndpoint { ifindex } => self.delete_endpoint(*ifindex),
             Op::PutService { address, row } => self.services.put(*address, *row),
             Op::DeleteService { address } => self.services.delete(*address),
+            Op::PutGuard { prefix, row } => self.guards.put(prefix, *row),
+            Op::DeleteGuard { prefix } => self.guards.delete(prefix),
             Op::Barrier => grace::wait().map_err(ApplyError::Grace),
         }
     }
@@ -249,8 +258,12 @@ impl Tables {
         }
     }
 
-    /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there.
-    fn put_endpoint(&mut self, ifindex: u32, endpoint: Endpoint) -> Result<(), ApplyError> {
+    /// The slot's row comes first: packets may bear it as soon as the endpoint's row is there. The ports of tunnels are
+    /// this module's to fill in.
+    fn put_endpoint(&mut self, ifindex: u32, mut endpoint: Endpoint) -> Result<(), ApplyError> {
+        if ifindex != Former::GENERATION {
+            endpoint.tunnel_ports = self.tunnel_ports;
+        }
         let former = self.slot_of(ifindex)?;
         let slot = slot(endpoint);
         if slot != 0 {
@@ -267,6 +280,20 @@ impl Tables {
             return Ok(());
         }
         self.clear_slot(former, ifindex)
+    }
+
+    /// The UDP ports at which this node decapsulates, 0 where there are fewer. Rows that have others are put again.
+    pub(super) fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
+        self.tunnel_ports = ports;
+        let differing = self
+            .rows
+            .iter()
+            .filter(|(ifindex, row)| **ifindex != Former::GENERATION && row.tunnel_ports != ports);
+        let differing: Vec<_> = differing.map(|(ifindex, row)| (*ifindex, *row)).collect();
+        for (ifindex, row) in differing {
+            self.put_endpoint(ifindex, row)?;
+        }
+        Ok(())
     }
 
     /// An interface belongs to this bridge or VRF now; 0 where it belongs to none.
@@ -301,6 +328,7 @@ impl Tables {
             let outcome = self.put_endpoint(ifindex, row);
             drifts.push(Drift {
                 part: DriftedPart::EndpointRow,
+                role: Role::Endpoint,
                 ifindex: (ifindex != Former::GENERATION).then_some(ifindex),
                 found,
                 error: outcome.err().map(|error| error.to_string()),
@@ -349,6 +377,7 @@ impl Tables {
     pub(super) fn usage(&self) -> Vec<TableUse> {
         let counted_rules = self.counted_rules.values().copied().map(u64::from).sum();
         let [service_v4, service_v6, service_hints] = self.services.counts();
+        let [guarded_v4, guarded_v6] = self.guards.counts();
         let counts = [
             (map::ENDPOINTS, self.endpoints.rows()),
             (map::ENDPOINTS_EXT, self.endpoints_ext.rows()),
@@ -364,6 +393,8 @@ impl Tables {
             (map::SERVICE_V4, service_v4),
             (map::SERVICE_V6, service_v6),
             (map::SERVICE_HINTS, service_hints),
+            (map::GUARDED_V4, guarded_v4),
+            (map::GUARDED_V6, guarded_v6),
             (map::SLOTS, self.slots.rows()),
         ];
         counts
@@ -455,7 +486,7 @@ pub(super) fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(
     Ok(HashRows::new(take_as(ebpf, spec.name)?, spec.name))
 }
 
-fn trie<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
+pub(super) fn trie<K: bytemuck::Pod + Eq + std::hash::Hash, V: bytemuck::Pod>(
     ebpf: &mut Ebpf,
     spec: &MapSpec,
 ) -> Result<TrieRows<K, V>, LoadError> {
@@ -475,4 +506,59 @@ pub(super) fn array<V: bytemuck::Pod>(
         capacities[spec.name],
         is_row,
     ))
+}
+
+/// On the real kernel: the object's tables without its programs.
+#[cfg(test)]
+mod tests {
+    use aya::EbpfLoader;
+
+    use super::super::load::{OBJECT, capacities};
+    use super::*;
+
+    #[test]
+    fn ports_of_tunnels_are_in_every_endpoints_row() {
+        assert!(!OBJECT.is_empty(), "this test needs `cargo xtask test`");
+        let mut ebpf = EbpfLoader::new()
+            .load(OBJECT)
+            .expect("root, to make tables");
+        let sizes = capacities(&BTreeMap::new()).expect("the defaults");
+        let mut tables = Tables::new(&mut ebpf, &sizes).expect("all tables");
+        let beyond = sizes[map::ENDPOINTS.name] + 1;
+        let put = |tables: &mut Tables, ifindex: u32, id: u32| {
+            let endpoint = Endpoint {
+                id,
+                ..Endpoint::default()
+            };
+            let op = Op::PutEndpoint { ifindex, endpoint };
+            tables.apply(&op).expect("room");
+        };
+        put(&mut tables, Former::GENERATION, 0);
+        put(&mut tables, 7, 1);
+        put(&mut tables, beyond, 2);
+        let ports = [4789, 8472, 0, 0];
+        tables.set_tunnel_ports(ports).expect("room");
+        put(&mut tables, 8, 3);
+        let in_kernel = |tables: &Tables| {
+            let row = |ifindex: u32| tables.endpoints.get(ifindex).expect("there").tunnel_ports;
+            let beyond = tables.endpoints_ext.get(Ifindex { ifindex: beyond });
+            let beyond = beyond.expect("readable").expect("there").tunnel_ports;
+            [row(Former::GENERATION), row(7), row(8), beyond]
+        };
+        assert_eq!(in_kernel(&tables), [[0; 4], ports, ports, ports]);
+        assert_eq!(tables.verify_endpoints(), [], "as they were written");
+
+        // Somebody clears them.
+        let cleared = Endpoint {
+            id: 1,
+            ..Endpoint::default()
+        };
+        tables.endpoints.put(7, cleared).expect("room");
+        assert_eq!(tables.verify_endpoints().len(), 1);
+        assert_eq!(in_kernel(&tables), [[0; 4], ports, ports, ports]);
+
+        tables.set_tunnel_ports([0; 4]).expect("room");
+        assert_eq!(in_kernel(&tables), [[0; 4]; 4]);
+        assert_eq!(tables.verify_endpoints(), []);
+    }
 }

@@ -87,7 +87,7 @@ impl ObjectChange {
         Some(match self {
             Self::Upsert(Object::Namespace(namespace)) => Change::Namespace(namespace),
             Self::Upsert(Object::Pod(PodObject::Pod { pod, .. })) => Change::Pod(pod),
-            Self::Upsert(Object::Pod(PodObject::HostNetwork(name))) => Change::PodGone(name),
+            Self::Upsert(Object::Pod(PodObject::HostNetwork { name, .. })) => Change::PodGone(name),
             Self::Upsert(Object::Policy(policy)) => Change::Policy(policy),
             Self::Gone(ObjectKey::Namespace(name)) => Change::NamespaceGone(name),
             Self::Gone(ObjectKey::Pod(name)) => Change::PodGone(name),

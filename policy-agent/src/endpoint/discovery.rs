@@ -23,6 +23,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::appearing::Appearing;
+use super::tunnels::Gathering;
 use super::{Interface, Link, Peer, Scan};
 
 /// Scan without an event, as a safety net.
@@ -274,8 +275,10 @@ impl Veth {
 async fn scan(handle: &Handle) -> io::Result<Scan> {
     let mut scan = Scan::default();
     let mut by_netns: BTreeMap<i32, Vec<Veth>> = BTreeMap::new();
+    let mut tunnels = Gathering::default();
     let mut links = Box::pin(handle.link().get().execute());
     while let Some(message) = links.try_next().await.map_err(io::Error::other)? {
+        tunnels.add(&message);
         if let Some(link) = Link::from_message(&message) {
             scan.links.insert(message.header.index, link);
         }
@@ -287,6 +290,7 @@ async fn scan(handle: &Handle) -> io::Result<Scan> {
             by_netns.entry(netns).or_default().push(veth);
         }
     }
+    scan.tunnels = tunnels.complete(handle).await;
     scan.addresses = own_addresses(handle).await?;
     for (netns, veths) in by_netns {
         match peers(handle, netns, &veths).await {

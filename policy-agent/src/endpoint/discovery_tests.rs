@@ -9,7 +9,8 @@ use nix::sched::{CloneFlags, setns};
 use tokio::time::timeout;
 
 use super::*;
-use crate::dataplane::LinkLayer;
+use crate::dataplane::{LinkLayer, NetdevProgram};
+use crate::endpoint::Tunnels;
 
 /// Namespaces that go when this does, whatever happened.
 struct Netns(Vec<String>);
@@ -217,9 +218,12 @@ fn finds_and_follows_what_is_the_nodes_own() {
             let mut links = scan.links.values();
             links.find(|link| link.name == name).cloned()
         };
-        assert_eq!([named(&scan, "lo"), named(&scan, "pcl-br")], [None, None]);
+        assert_eq!(named(&scan, "lo"), None);
+        let bridge = named(&scan, "pcl-br").expect("found");
+        assert_eq!(bridge.program, NetdevProgram::FromNode);
         let ethernet = named(&scan, "pcl-eth").expect("found");
-        assert_eq!(ethernet.layer, LinkLayer::Ethernet);
+        let wanted = NetdevProgram::ToNetdev(LinkLayer::Ethernet);
+        assert_eq!(ethernet.program, wanted);
 
         ip(&["addr", "del", "192.0.2.9/32", "dev", "lo"]);
         let gone = address("192.0.2.9");
@@ -363,5 +367,96 @@ fn a_requested_scan_sees_what_was_there_before_the_request() {
             let scan = report.result.expect("scan");
             assert_eq!(scan.interfaces.len(), round + 1);
         }
+    });
+}
+
+/// With the kind of device that every kernel of ours has; of the others `tunnels` tests what netlink says.
+#[test]
+fn finds_and_follows_tunnels() {
+    let mut netns = Netns::new();
+    let node = netns.add("tunnels");
+    let inner_node = node.clone();
+    within(&node, async move || {
+        let ip = |arguments: &str| {
+            let arguments: Vec<_> = arguments.split(' ').collect();
+            ip(&[&["-n", &inner_node], arguments.as_slice()].concat());
+        };
+        let mut discovery = start().expect("netlink");
+        ip("link add vx0 type vxlan id 1 dstport 8472 nolearning remote 192.0.2.2");
+        let scan = until(&mut discovery, "a device", |scan| {
+            scan.links.values().any(|link| link.name == "vx0")
+        })
+        .await;
+        assert_eq!(
+            scan.tunnels,
+            Tunnels::default(),
+            "one that is down does not listen"
+        );
+        ip("link set vx0 up");
+        until(&mut discovery, "a VXLAN device", |scan| {
+            scan.tunnels.ports == [8472, 0, 0, 0]
+                && scan.tunnels.remotes == [address("192.0.2.2")].into()
+        })
+        .await;
+        ip("link add vx6 type vxlan id 2 dstport 4789 local fd00:9::1 group ff05::100 dev lo");
+        ip("link set vx6 up");
+        ip("link add vx1 type vxlan id 3 dstport 6081 remote fd00:9::2");
+        ip("link set vx1 up");
+        let remotes = ["192.0.2.2", "fd00:9::2", "ff05::100"].map(address);
+        until(&mut discovery, "more devices", |scan| {
+            scan.tunnels.ports == [4789, 6081, 8472, 0] && scan.tunnels.remotes == remotes.into()
+        })
+        .await;
+
+        // Of entries no event tells: the next scan sees them.
+        let fdb = |arguments: &str| {
+            let status = Command::new("bridge")
+                .args(["-n", &inner_node, "fdb"])
+                .args(arguments.split(' '))
+                .status();
+            assert!(
+                status.expect("iproute2").success(),
+                "bridge fdb {arguments}"
+            );
+        };
+        fdb("add 02:00:00:00:00:05 dev vx0 dst 192.0.2.5 self permanent");
+        fdb("append 00:00:00:00:00:00 dev vx0 dst 192.0.2.6 self permanent");
+        fdb("add 02:00:00:00:00:07 dev vx6 dst fd00:9::7 self permanent");
+        let asked = discovery.request();
+        let scan = loop {
+            let report = next_scan(&mut discovery).await;
+            if report.answers >= asked {
+                break report.result.expect("scan");
+            }
+        };
+        let remotes = [
+            "192.0.2.2",
+            "192.0.2.5",
+            "192.0.2.6",
+            "fd00:9::2",
+            "fd00:9::7",
+            "ff05::100",
+        ];
+        assert_eq!(scan.tunnels.remotes, remotes.map(address).into());
+
+        for (name, port) in [("vx7", 7001), ("vx8", 7002)] {
+            ip(&format!(
+                "link add {name} type vxlan id {port} dstport {port}"
+            ));
+            ip(&format!("link set {name} up"));
+        }
+        let scan = until(&mut discovery, "too many devices", |scan| {
+            scan.tunnels.uncovered.len() == 1
+        })
+        .await;
+        assert_eq!(scan.tunnels.uncovered, [("vx8".to_owned(), 7002)]);
+        assert_eq!(scan.tunnels.ports, [4789, 6081, 7001, 8472]);
+        for name in ["vx7", "vx8", "vx6", "vx1", "vx0"] {
+            ip(&format!("link del {name}"));
+        }
+        until(&mut discovery, "no tunnel", |scan| {
+            scan.tunnels == Tunnels::default()
+        })
+        .await;
     });
 }

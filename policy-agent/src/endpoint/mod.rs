@@ -1,7 +1,8 @@
 //! Which interfaces on this node belong to which pods.
 //!
 //! `discovery` finds pod interfaces in the kernel, and beside them what else there is: this node's own
-//! addresses and the interfaces by which packets leave it (`link`, and `appearing` for those that are new); `local` knows the pods of this node; an interface
+//! addresses, the interfaces by which packets leave it (`link`, and `appearing` for those that are new) and its tunnels
+//! (`tunnels`); `local` knows the pods of this node; an interface
 //! and a pod belong together when the CNI plugin said so (`announced`), else when the interface bears one
 //! of the pod's addresses.
 
@@ -10,11 +11,13 @@ mod appearing;
 mod discovery;
 mod link;
 mod local;
+mod tunnels;
 
 pub use announced::{Announced, Announcement, Device};
 pub use discovery::{Discovery, Lookup, Report, ScanReport, start};
 pub use link::Link;
 pub use local::LocalPods;
+pub use tunnels::Tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -64,6 +67,8 @@ pub struct Scan {
     pub links: BTreeMap<u32, Link>,
     /// The addresses of this network namespace, loopback's aside.
     pub addresses: BTreeSet<IpAddr>,
+    /// What this network namespace decapsulates.
+    pub tunnels: Tunnels,
 }
 
 impl Scan {

@@ -21,18 +21,22 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::{BPF_ANY, TC_ACT_UNSPEC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, ProgramArray};
+use aya_ebpf::helpers::generated::bpf_set_hash;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 use policy_common::address::{AddressV4, Identity};
-use policy_common::bench::Rotation;
+use policy_common::bench::{Carriage, Rotation};
 use policy_common::flow::{Flow, FlowKeyV4, PortPair};
 
 /// What `rotate` does, and where it stands.
 #[btf_map(name = "rotation")]
 static ROTATION: Array<Rotation, 1> = Array::new();
-/// The program that `rotate` goes on with.
+/// What `carry` gives the packet, and finds on it.
+#[btf_map(name = "carriage")]
+static CARRIAGE: Array<Carriage, 1> = Array::new();
+/// The program that `rotate` and `carry` go on with.
 #[btf_map(name = "next")]
 static NEXT: ProgramArray<1> = ProgramArray::new();
 /// For the program `floor_array`.
@@ -165,6 +169,32 @@ pub fn rotate(skb: TcContext) -> i32 {
     }
     // SAFETY: a program of the same type, whoever put it there.
     unsafe { NEXT.tail_call(&skb, 0) };
+    0
+}
+
+/// Gives the packet what a test run's context has no place for, then goes on with `NEXT`. When the same packet comes by
+/// again, looks at what became of that.
+#[classifier]
+pub fn carry(skb: TcContext) -> i32 {
+    let Some(carriage) = CARRIAGE.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: the row is ours alone during a test run; the others are context fields that TC programs may read and
+    // write, and a helper that writes one of them.
+    unsafe {
+        let carriage = &mut *carriage;
+        if carriage.looks != 0 && carriage.runs != 0 {
+            carriage.hash_after = (*skb.skb.skb).hash;
+            carriage.tag_after = (*skb.skb.skb).tc_index;
+            return TC_ACT_UNSPEC;
+        }
+        carriage.runs = 1;
+        if carriage.hash != 0 {
+            bpf_set_hash(skb.skb.skb, carriage.hash);
+        }
+        (*skb.skb.skb).tc_index = carriage.tag;
+        NEXT.tail_call(&skb, 0);
+    }
     0
 }
 

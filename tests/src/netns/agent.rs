@@ -234,6 +234,7 @@ impl<'a> Agent<'a> {
             .env("NODENAME", node.node_name())
             .env("PORTCULLIS_RUN_DIR", node.run_directory())
             .env("PORTCULLIS_BPFFS", node.bpffs())
+            .envs(Self::cni_directories(node))
             .env("HEALTH_ADDR", "127.0.0.1:9099")
             .env("NO_COLOR", "1");
     }

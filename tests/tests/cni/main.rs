@@ -6,6 +6,7 @@
     reason = "a test's set-up that fails should fail the test, where it stands"
 )]
 
+mod bandwidth;
 mod burst;
 mod exposure;
 mod installed;

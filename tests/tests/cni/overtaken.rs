@@ -123,7 +123,7 @@ fn ours_goes_in_front_of_tcx_programs_of_others() {
         .wait_for_status(|status| status.programs.iter().all(|at| at.mode == "tcx"))
         .unwrap();
     agent
-        .wait_for_log(|line| line.contains("ours moved in front of it"))
+        .wait_for_log(|line| line.contains("runs before to_pod"))
         .unwrap();
     assert!(!pin.exists(), "the filter's mark went with it");
 
@@ -137,12 +137,10 @@ fn ours_goes_in_front_of_tcx_programs_of_others() {
         let name = format!("links/{}-exit{end}", exit.ifindex);
         node.bpffs().join(name).exists()
     };
-    assert_eq!([pins(""), pins("-clsact")], [false, true]);
+    assert_eq!([pins(""), pins("-clsact")], [true, false]);
     others.attach(node.netns(), &exit.interface);
     agent
-        .wait_for_log(|line| {
-            line.contains("ours moved in front of it") && line.contains(&exit.interface)
-        })
+        .wait_for_log(|line| line.contains("runs before exit") && line.contains(&exit.interface))
         .unwrap();
     assert_eq!([pins(""), pins("-clsact")], [true, false]);
     for pod in &sandboxes {

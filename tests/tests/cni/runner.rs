@@ -107,8 +107,52 @@ impl<'a> Network<'a> {
 
     /// The same with a setting of ours.
     pub(crate) fn with(mut self, name: &str, value: Value) -> Self {
-        self.plugins.last_mut().unwrap()[name] = value;
+        let mut plugins = self.plugins.iter_mut();
+        let own = plugins.find(|plugin| plugin["type"] == "policy-cni");
+        own.unwrap()[name] = value;
         self
+    }
+
+    /// The same with limits on what its pods send and receive, by Debian's `bandwidth` before ours.
+    pub(crate) fn limited_before_ours(mut self) -> Self {
+        let last = self.plugins.len() - 1;
+        self.plugins.insert(last, limits());
+        self
+    }
+
+    /// The same with limits by `bandwidth` after ours, as whoever writes a configuration by hand may have it.
+    pub(crate) fn limited_after_ours(mut self) -> Self {
+        self.plugins.push(limits());
+        self
+    }
+
+    /// The same network for pods without limits.
+    pub(crate) fn unlimited(&self) -> Self {
+        let mut plugins = self.plugins.clone();
+        plugins.retain(|plugin| plugin["type"] != "bandwidth");
+        Self {
+            node: self.node,
+            plugins,
+            // Beside those of this one.
+            next: AtomicU32::new(1000),
+        }
+    }
+
+    /// The configuration as a runtime reads it.
+    pub(crate) fn conflist(&self) -> String {
+        json!({"cniVersion": "1.0.0", "name": "pods", "plugins": self.plugins}).to_string()
+    }
+
+    /// The ADD of the main plugin alone.
+    pub(crate) fn add_main(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
+        self.add_by(0, sandbox)
+    }
+
+    /// The ADD of `bandwidth`.
+    pub(crate) fn add_limits(&self, sandbox: &mut Sandbox) -> Result<(), PluginError> {
+        let mut plugins = self.plugins.iter();
+        let limits = plugins.position(|plugin| plugin["type"] == "bandwidth");
+        self.add_by(limits.unwrap(), sandbox)
     }
 
     /// A sandbox for a pod, without an interface yet.
@@ -147,7 +191,7 @@ impl<'a> Network<'a> {
     fn add_by(&self, plugin: usize, sandbox: &mut Sandbox) -> Result<(), PluginError> {
         let before = sandbox.result.clone();
         sandbox.result = self.run("ADD", &self.plugins[plugin], sandbox)?;
-        if plugin + 1 == self.plugins.len() {
+        if self.plugins[plugin]["type"] == "policy-cni" {
             assert_eq!(sandbox.result, before, "ours passes the result on");
         }
         Ok(())
@@ -163,8 +207,9 @@ impl<'a> Network<'a> {
 
     /// Our CHECK.
     pub(crate) fn check(&self, sandbox: &Sandbox) -> Result<(), PluginError> {
-        self.run("CHECK", self.plugins.last().unwrap(), sandbox)
-            .map(drop)
+        let mut plugins = self.plugins.iter();
+        let own = plugins.find(|plugin| plugin["type"] == "policy-cni");
+        self.run("CHECK", own.unwrap(), sandbox).map(drop)
     }
 
     /// Our STATUS.
@@ -236,6 +281,17 @@ impl<'a> Network<'a> {
             Err(PluginError { plugin, printed })
         }
     }
+}
+
+/// `bandwidth`, as a runtime calls it for a pod with the annotations.
+fn limits() -> Value {
+    let rate = 100_000_000;
+    json!({
+        "type": "bandwidth", "capabilities": {"bandwidth": true},
+        "runtimeConfig": {"bandwidth": {
+            "ingressRate": rate, "ingressBurst": rate, "egressRate": rate, "egressBurst": rate,
+        }},
+    })
 }
 
 fn program(plugin: &str) -> PathBuf {

@@ -54,7 +54,7 @@ fn shown(text: &str) -> Vec<String> {
 }
 
 /// What bpftool prints.
-fn bpftool(arguments: &[&str]) -> Vec<u8> {
+pub(super) fn bpftool(arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("bpftool").args(arguments).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "bpftool {arguments:?}: {error}");

@@ -12,6 +12,7 @@ mod demo;
 mod documents;
 mod drift;
 mod flows;
+mod guards;
 mod interfaces;
 mod lifecycle;
 mod metrics;
@@ -110,3 +111,9 @@ const WEB_TO_DB: &str = "\
 podSelector: {matchLabels: {app: db}}
 ingress:
 - from: [{podSelector: {matchLabels: {app: web}}}]";
+
+/// Whether this kernel has TCX.
+fn has_tcx() -> bool {
+    let tcx = aya::util::KernelVersion::new(6, 6, 0);
+    aya::util::KernelVersion::current().unwrap() >= tcx
+}

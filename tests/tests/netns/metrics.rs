@@ -34,7 +34,7 @@ fn every_series_is_there_from_the_start() {
     let operations = Op::KINDS.len() + 4;
     let rows = [
         ("portcullis_endpoints", 4),
-        ("portcullis_exits", 3),
+        ("portcullis_exits", 4),
         ("portcullis_policies", 3),
         // Counters, budget and ring buffer have no rows.
         ("portcullis_table_rows", map::ALL.len() - 3),

@@ -1,5 +1,8 @@
 //! Truncated, inconsistent and forged packets.
 
+use policy_common::carrier::Tag;
+use policy_common::endpoint::Endpoint;
+use policy_common::guard::Guard;
 use policy_common::verdict::Reason::{
     self, Malformed, NoEndpoint, NotIsolated, OwnAddress, PolicyAllowed, PolicyDenied, SourceRoute,
     SpoofedSource,
@@ -11,10 +14,11 @@ use portcullis_tests::packet::flags::{ACK, SYN};
 use portcullis_tests::packet::{
     ETH, frame, set_ipv4_length, with_ipv4_options, with_ipv6_extensions,
 };
-use portcullis_tests::testrun::LOOPBACK;
+use portcullis_tests::testrun::{Carried, LOOPBACK};
 
 use crate::world::{
-    ALLOW_ALL, Egress, FAMILIES, FRIEND, Ingress, POD, STRANGER, World, incoming, outgoing,
+    ALLOW_ALL, DENY_ALL, Egress, FAMILIES, FRIEND, Ingress, POD, STRANGER, World, incoming,
+    outgoing,
 };
 
 #[test]
@@ -160,25 +164,54 @@ fn extension_headers_do_not_hide_the_port() {
 }
 
 #[test]
-fn forged_sources_drop_even_from_an_unisolated_pod() {
+fn forged_sources_drop() {
     for family in FAMILIES {
-        for isolated in [false, true] {
+        let source = std::net::SocketAddr::new(FRIEND[family], 1);
+        let target = std::net::SocketAddr::new(STRANGER[family], 2);
+        for kind in [Tcp(SYN), Tcp(ACK), Udp, Other(99)] {
+            let forged = frame(source, target, kind);
             let mut world = World::new();
-            if isolated {
-                world.judge_by(ALLOW_ALL, ALLOW_ALL);
-            } else {
-                world.judge_by(0, 0);
-            }
-            let source = std::net::SocketAddr::new(FRIEND[family], 1);
-            let target = std::net::SocketAddr::new(STRANGER[family], 2);
-            for kind in [Tcp(SYN), Tcp(ACK), Udp, Other(47)] {
-                let forged = frame(source, target, kind);
-                world.expect("forged", Egress, &forged, SpoofedSource);
-            }
+            world.judge_by(ALLOW_ALL, ALLOW_ALL);
+            world.expect("of an isolated pod", Egress, &forged, SpoofedSource);
             let honest = outgoing(STRANGER, family, 1, 2, Udp);
-            let expected = if isolated { PolicyAllowed } else { NotIsolated };
-            world.expect("honest", Egress, &honest, expected);
+            world.expect("honest", Egress, &honest, PolicyAllowed);
+            // Nothing isolates the pod: it may be a router, but not somebody.
+            world.judge_by(0, 0);
+            let passes = [NotIsolated, PolicyAllowed].contains(&world.run(Egress, &forged));
+            assert!(passes, "nobody's address");
+            world.guard(FRIEND[family], Guard::POD);
+            world.expect("a pod's", Egress, &forged, SpoofedSource);
+            world.unguard(FRIEND[family]);
+            world.machine.put_service(FRIEND[family]).unwrap();
+            world.expect("a Service's", Egress, &forged, SpoofedSource);
+            world.endpoint.flags |= Endpoint::ROUTER;
+            world.judge_by(0, 0);
+            assert!(
+                world.run(Egress, &forged).verdict() == Verdict::Pass,
+                "a router's"
+            );
+            world.judge_by(ALLOW_ALL, DENY_ALL);
+            world.expect("an isolated router's", Egress, &forged, PolicyDenied);
+            world.put_node_address(FRIEND[family]);
+            world.expect("this node's", Egress, &forged, SpoofedSource);
+            world.delete_service(FRIEND[family]);
         }
+    }
+}
+
+#[test]
+fn nobody_sends_from_addresses_of_groups_or_loopback() {
+    let mut world = World::new();
+    world.judge_by(0, 0);
+    for (source, target) in [
+        ("127.0.0.1:1", "192.0.2.9:2"),
+        ("224.0.0.5:1", "192.0.2.9:2"),
+        ("255.255.255.255:1", "192.0.2.9:2"),
+        ("[::1]:1", "[2001:db8::9]:2"),
+        ("[ff02::1]:1", "[2001:db8::9]:2"),
+    ] {
+        let forged = frame(source.parse().unwrap(), target.parse().unwrap(), Udp);
+        world.expect(source, Egress, &forged, SpoofedSource);
     }
 }
 
@@ -186,17 +219,20 @@ fn forged_sources_drop_even_from_an_unisolated_pod() {
 fn an_endpoint_without_an_address_of_the_family_sends_none() {
     let mut world = World::new();
     world.endpoint.flags = 0;
-    world.judge_by(0, 0);
+    world.judge_by(ALLOW_ALL, ALLOW_ALL);
     for family in FAMILIES {
         let packet = outgoing(STRANGER, family, 1, 2, Udp);
         world.expect("own address unknown", Egress, &packet, SpoofedSource);
     }
-    let zero = frame(
+    let discover = frame(
         "0.0.0.0:68".parse().unwrap(),
         "255.255.255.255:67".parse().unwrap(),
         Udp,
     );
-    world.expect("the zero address is nobody's", Egress, &zero, SpoofedSource);
+    let what = "a DHCP client asks from the address that is nobody's";
+    world.expect(what, Egress, &discover, PolicyAllowed);
+    world.judge_by(DENY_ALL, DENY_ALL);
+    world.expect("where it may", Egress, &discover, PolicyDenied);
 }
 
 #[test]
@@ -231,9 +267,25 @@ fn an_unisolated_pod_is_left_alone() {
 fn a_pod_reaches_itself() {
     for family in FAMILIES {
         let mut world = World::new();
+        let slot = world.endpoint.id & Tag::SLOT;
         let packet = incoming(POD, family, 1, 9999, Tcp(SYN));
-        world.expect("in", Ingress, &packet, OwnAddress);
         world.expect("out", Egress, &packet, OwnAddress);
+        world.expect("in, from anywhere", Ingress, &packet, SpoofedSource);
+        let mut enters = |carried| {
+            let passage = world.machine.pass("to_pod", LOOPBACK, &packet, carried);
+            passage.unwrap().counted
+        };
+        let own = Carried {
+            hash: 0,
+            tag: Tag::SENT | slot,
+            ingress: LOOPBACK,
+        };
+        assert_eq!(enters(own), [(Ingress, OwnAddress)]);
+        let others = Carried {
+            ingress: 900,
+            ..own
+        };
+        assert_eq!(enters(others), [(Ingress, SpoofedSource)]);
     }
 }
 

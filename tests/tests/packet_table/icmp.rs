@@ -1,13 +1,11 @@
-//! ICMP errors and link control.
+//! ICMP errors.
 
 use std::net::IpAddr;
 
-use policy_common::verdict::Reason::{
-    Established, IcmpError, LinkControl, NotIp, PolicyAllowed, PolicyDenied, SpoofedSource,
-};
+use policy_common::verdict::Reason::{Established, IcmpError, PolicyAllowed, PolicyDenied};
 use portcullis_tests::packet::Kind::{EchoRequest, Tcp, Udp};
 use portcullis_tests::packet::flags::{ACK, SYN, SYN_ACK};
-use portcullis_tests::packet::{ETH, icmp_error, v4, v6};
+use portcullis_tests::packet::{icmp_error, v4, v6};
 
 use crate::world::{
     DENY_ALL, EGRESS_POLICY, Egress, FAMILIES, FRIEND, INGRESS_POLICY, Ingress, POD, STRANGER,
@@ -57,6 +55,16 @@ fn errors_that_the_pod_sends() {
         world.expect("datagram", Ingress, &received, PolicyAllowed);
         let error = icmp_error(POD[family], FRIEND[family], unreachable, code, &received, 8);
         world.expect("port unreachable", Egress, &error, IcmpError);
+        let elsewhere = icmp_error(
+            POD[family],
+            STRANGER[family],
+            unreachable,
+            code,
+            &received,
+            8,
+        );
+        let what = "to somebody else it would carry what it quotes";
+        world.expect(what, Egress, &elsewhere, PolicyDenied);
         let denied = incoming(STRANGER, family, 1000, 53, Udp);
         let error = icmp_error(POD[family], STRANGER[family], unreachable, code, &denied, 8);
         world.expect("about a denied datagram", Egress, &error, PolicyDenied);
@@ -98,50 +106,4 @@ fn a_redirect_is_not_waved_through() {
     world.expect("SYN", Egress, &sent, PolicyAllowed);
     let redirect = icmp_error(ROUTER[0], POD[0], 5, 1, &sent, 8);
     world.expect("redirect", Ingress, &redirect, PolicyDenied);
-}
-
-#[test]
-fn neighbour_discovery_and_arp_always_pass() {
-    let mut world = World::new();
-    world.judge_by(DENY_ALL, DENY_ALL);
-    let unspecified: IpAddr = "::".parse().unwrap();
-    let link_local: IpAddr = "fe80::1".parse().unwrap();
-    for (icmp_type, hop_limit) in [
-        (133, 255),
-        (134, 255),
-        (135, 255),
-        (136, 255),
-        (143, 1),
-        (131, 1),
-    ] {
-        for source in [unspecified, link_local, POD[1]] {
-            let mut packet = icmp_error(source, v6(1), icmp_type, 0, &[0; 80], 16);
-            packet[ETH + 7] = hop_limit;
-            let what = format!("type {icmp_type} from {source}");
-            world.expect(&what, Egress, &packet, LinkControl);
-            world.expect(&what, Ingress, &packet, LinkControl);
-            packet[ETH + 7] = 64;
-            let expected = if source == unspecified {
-                SpoofedSource
-            } else {
-                PolicyDenied
-            };
-            world.expect(
-                "forwarded ones are no link control",
-                Egress,
-                &packet,
-                expected,
-            );
-        }
-    }
-    let mut arp = vec![0; 42];
-    arp[12..14].copy_from_slice(&[0x08, 0x06]);
-    world.expect("ARP", Egress, &arp, LinkControl);
-    world.expect("ARP", Ingress, &arp, LinkControl);
-    for ethertype in [[0x88, 0xcc], [0x88, 0xa8], [0x00, 0x20], [0x86, 0xdc]] {
-        let mut other = vec![0; 60];
-        other[12..14].copy_from_slice(&ethertype);
-        world.expect("neither ARP nor IP", Egress, &other, NotIp);
-        world.expect("neither ARP nor IP", Ingress, &other, NotIp);
-    }
 }

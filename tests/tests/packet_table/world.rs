@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::protocol::{SCTP, TCP, UDP};
+use policy_common::service::ServiceAddress;
 use policy_common::verdict::{Direction, Reason};
 use policy_core::op::Op;
 use portcullis_tests::packet::{ETH, Kind, frame, v4, v6};
@@ -123,6 +124,33 @@ impl World {
         self.put();
         self.endpoint.epoch += 1;
         self.put();
+    }
+
+    /// Says whose an address is.
+    pub(crate) fn guard(&mut self, address: IpAddr, kind: u32) {
+        self.machine.put_guard(address, Some(kind)).unwrap();
+    }
+
+    /// Makes an address nobody's.
+    pub(crate) fn unguard(&mut self, address: IpAddr) {
+        self.machine.put_guard(address, None).unwrap();
+    }
+
+    /// Makes an address one of this node's.
+    pub(crate) fn put_node_address(&mut self, address: IpAddr) {
+        let row = ServiceAddress {
+            kind: ServiceAddress::NODE,
+        };
+        self.machine
+            .apply(&[Op::PutService { address, row }])
+            .unwrap();
+    }
+
+    /// Makes it neither a Service's nor this node's.
+    pub(crate) fn delete_service(&mut self, address: IpAddr) {
+        self.machine
+            .apply(&[Op::DeleteService { address }])
+            .unwrap();
     }
 
     pub(crate) fn run(&mut self, direction: Direction, packet: &[u8]) -> Reason {

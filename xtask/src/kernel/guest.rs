@@ -40,7 +40,8 @@ pub(crate) fn init(modules: &[String], tests: &[&str], filter: Option<&str>) -> 
         script += &format!("insmod {module}\n");
     }
     script += "ip link set lo up\n\
-               export PORTCULLIS_BIN_DIR=/portcullis PORTCULLIS_BPF_OBJECT=/portcullis/portcullis.o\n\
+               export PORTCULLIS_BIN_DIR=/portcullis PORTCULLIS_BPF_OBJECT=/portcullis/portcullis.o \
+               PORTCULLIS_FLOOR_OBJECT=/portcullis/portcullis-floor.o\n\
                export RUST_BACKTRACE=0\n";
     // In single quotes for the shell.
     let filter = filter.map_or_else(String::new, |filter| {

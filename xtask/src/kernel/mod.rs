@@ -130,7 +130,10 @@ fn payload(layout: &Layout, built: &Built) -> Result<Vec<(String, PathBuf)>> {
     };
     run::open(&mut cargo(&[&["build"], &CRATES[..]].concat()))?;
     let directory = layout.target.join(TARGET).join("debug");
-    let mut files = vec![("portcullis.o".to_owned(), built.object.clone())];
+    let mut files = vec![
+        ("portcullis.o".to_owned(), built.object.clone()),
+        ("portcullis-floor.o".to_owned(), built.floor.clone()),
+    ];
     for program in PROGRAMS {
         let path = directory.join(program);
         ensure!(

@@ -22,9 +22,16 @@ pub enum PodObject {
         node: Option<Arc<str>>,
         /// Whether the object has a creationTimestamp.
         dated: bool,
+        /// `status.hostIPs`: addresses of the node that runs it; empty while unknown.
+        host_addresses: Vec<IpAddr>,
     },
     /// A host-network pod, which is no subject and no peer.
-    HostNetwork(ObjectName),
+    HostNetwork {
+        /// Its namespace and name.
+        name: ObjectName,
+        /// The addresses of its node, from `status.podIPs` and `status.hostIPs`; empty while unknown.
+        host_addresses: Vec<IpAddr>,
+    },
 }
 
 impl PodObject {
@@ -33,7 +40,17 @@ impl PodObject {
     pub fn name(&self) -> &ObjectName {
         match self {
             Self::Pod { pod, .. } => &pod.name,
-            Self::HostNetwork(name) => name,
+            Self::HostNetwork { name, .. } => name,
+        }
+    }
+
+    /// Addresses of the node that runs the pod, as far as the object tells; none twice.
+    #[must_use]
+    pub fn host_addresses(&self) -> &[IpAddr] {
+        match self {
+            Self::Pod { host_addresses, .. } | Self::HostNetwork { host_addresses, .. } => {
+                host_addresses
+            }
         }
     }
 }
@@ -62,15 +79,22 @@ pub fn pod_in_part(object: &core::Pod) -> (Option<PodObject>, Vec<Invalid>) {
 fn convert(object: &core::Pod, mistakes: &mut Mistakes) -> Option<PodObject> {
     let name = object_name(&object.metadata, mistakes)?;
     let spec = object.spec.as_ref();
+    let status = object.status.as_ref();
+    let mut host_addresses = host_addresses(status);
     if spec.is_some_and(|spec| spec.host_network == Some(true)) {
-        return Some(PodObject::HostNetwork(name));
+        for address in pod_ips(status).filter_map(|(_, text)| address(text)) {
+            if !host_addresses.contains(&address) {
+                host_addresses.push(address);
+            }
+        }
+        return Some(PodObject::HostNetwork {
+            name,
+            host_addresses,
+        });
     }
-    let addresses = addresses(object.status.as_ref(), mistakes);
+    let addresses = addresses(status, mistakes);
     let ports = spec.map(|spec| ports(spec, mistakes)).unwrap_or_default();
-    let phase = object
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
+    let phase = status.and_then(|status| status.phase.as_deref());
     let created = object
         .metadata
         .creation_timestamp
@@ -91,6 +115,7 @@ fn convert(object: &core::Pod, mistakes: &mut Mistakes) -> Option<PodObject> {
             .filter(|node| !node.is_empty())
             .map(Arc::from),
         dated: created.is_some(),
+        host_addresses,
     })
 }
 
@@ -108,36 +133,46 @@ fn uid(metadata: &ObjectMeta) -> &str {
         .map_or("", String::as_str)
 }
 
-/// `podIPs`, or `podIP` where a hand-written object has only that.
-fn addresses(status: Option<&core::PodStatus>, mistakes: &mut Mistakes) -> Vec<IpAddr> {
+/// `podIPs`, or `podIP` where a hand-written object has only that: each field with its text. The API clears an
+/// address by an empty string.
+fn pod_ips(status: Option<&core::PodStatus>) -> impl Iterator<Item = (FieldPath, &str)> {
     let path = FieldPath::root().field("status");
+    let list = status.and_then(|status| status.pod_ips.as_deref());
+    let list = list.unwrap_or_default();
+    let single = status.filter(|_| list.is_empty());
+    let single = single.and_then(|status| status.pod_ip.as_deref());
+    let single = single.map(|ip| (path.field("podIP"), ip));
+    let list = list.iter().enumerate().map(move |(position, entry)| {
+        let path = path.field("podIPs").index(position).field("ip");
+        (path, entry.ip.as_str())
+    });
+    single
+        .into_iter()
+        .chain(list)
+        .filter(|(_, text)| !text.is_empty())
+}
+
+/// `hostIPs` and `hostIP`: clusters before 1.28 have only the latter. The kubelet writes them, and what cannot be
+/// read takes nothing from the pod itself.
+fn host_addresses(status: Option<&core::PodStatus>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
     let Some(status) = status else {
-        return Vec::new();
+        return addresses;
     };
-    let list = status.pod_ips.as_deref().unwrap_or_default();
-    let given: Vec<(FieldPath, &str)> = if list.is_empty() {
-        status
-            .pod_ip
-            .iter()
-            .map(|ip| (path.field("podIP"), ip.as_str()))
-            .collect()
-    } else {
-        list.iter()
-            .enumerate()
-            .map(|(position, entry)| {
-                (
-                    path.field("podIPs").index(position).field("ip"),
-                    entry.ip.as_str(),
-                )
-            })
-            .collect()
-    };
-    let mut addresses: Vec<IpAddr> = Vec::with_capacity(given.len());
-    for (path, text) in given {
-        // The API clears an address by an empty string.
-        if text.is_empty() {
-            continue;
+    let list = status.host_ips.iter().flatten();
+    let texts = list.map(|entry| &entry.ip).chain(&status.host_ip);
+    for address in texts.filter_map(|text| address(text)) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
         }
+    }
+    addresses
+}
+
+/// The pod's own addresses, at most one of each family.
+fn addresses(status: Option<&core::PodStatus>, mistakes: &mut Mistakes) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for (path, text) in pod_ips(status) {
         match address(text) {
             Some(address) if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) => {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };

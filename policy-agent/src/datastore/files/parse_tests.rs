@@ -1,6 +1,7 @@
 //! Tables of files: what is in them, or what is said about them.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use policy_core::model::{
     LabelSelector, NamedPort, NetworkPolicy, ObjectName, Peer, PolicyPort, PortMatch, Protocol,
@@ -298,6 +299,8 @@ status:
   phase: Running
   podIP: 10.0.0.5
   podIPs: [{ip: 10.0.0.5}, {ip: \"fd00::5\"}]
+  hostIP: 192.168.0.1
+  hostIPs: [{ip: 192.168.0.1}, {ip: \"fd01::1\"}]
 ---
 apiVersion: v1
 kind: Pod
@@ -312,7 +315,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: node-exporter, namespace: kube-system}
 spec: {hostNetwork: true, containers: []}
-status: {podIP: 192.168.0.1}
+status: {podIPs: [{ip: 192.168.0.1}, {ip: \"fd01::1\"}], hostIP: 192.168.0.1}
 ";
     let objects = objects(text);
     let [
@@ -324,7 +327,10 @@ status: {podIP: 192.168.0.1}
     else {
         panic!("{objects:?}");
     };
-    let PodObject::Pod { pod, node, dated } = web else {
+    let PodObject::Pod {
+        pod, node, dated, ..
+    } = web
+    else {
         panic!("{web:?}")
     };
     assert_eq!(pod.name, ObjectName::new("default", "web"));
@@ -345,7 +351,10 @@ status: {podIP: 192.168.0.1}
         ])
         .into()
     );
-    let PodObject::Pod { pod, node, dated } = done else {
+    let PodObject::Pod {
+        pod, node, dated, ..
+    } = done
+    else {
         panic!("{done:?}")
     };
     assert!(pod.terminated && node.is_none() && !dated);
@@ -353,9 +362,16 @@ status: {podIP: 192.168.0.1}
         panic!("{waiting:?}")
     };
     assert!(pod.addresses.is_empty());
+    let of_node: [IpAddr; 2] =
+        ["192.168.0.1", "fd01::1"].map(|text| text.parse().expect("address"));
+    assert_eq!(web.host_addresses(), of_node);
+    assert_eq!(done.host_addresses(), [] as [IpAddr; 0]);
     assert_eq!(
         *host,
-        PodObject::HostNetwork(ObjectName::new("kube-system", "node-exporter"))
+        PodObject::HostNetwork {
+            name: ObjectName::new("kube-system", "node-exporter"),
+            host_addresses: of_node.into(),
+        }
     );
 }
 

@@ -177,10 +177,17 @@ pub(super) fn fingerprint(object: &Object) -> u64 {
     let mut hasher = DefaultHasher::new();
     match object {
         Object::Namespace(namespace) => namespace.labels.hash(&mut hasher),
-        Object::Pod(PodObject::HostNetwork(_)) => "host-network".hash(&mut hasher),
-        Object::Pod(PodObject::Pod { pod, node, dated }) => {
+        Object::Pod(PodObject::HostNetwork { host_addresses, .. }) => {
+            ("host-network", host_addresses).hash(&mut hasher);
+        }
+        Object::Pod(PodObject::Pod {
+            pod,
+            node,
+            dated,
+            host_addresses,
+        }) => {
             (&pod.labels, &pod.addresses, &pod.ports, pod.terminated).hash(&mut hasher);
-            (pod.created, &pod.uid, node, dated).hash(&mut hasher);
+            (pod.created, &pod.uid, node, dated, host_addresses).hash(&mut hasher);
         }
         Object::Policy(policy) => {
             (&policy.subjects, &policy.ingress, &policy.egress).hash(&mut hasher);
@@ -188,4 +195,54 @@ pub(super) fn fingerprint(object: &Object) -> u64 {
         Object::Service(service) => service.addresses.hash(&mut hasher),
     }
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(status: serde_json::Value, host_network: bool) -> (Vec<String>, u64) {
+        let object = json!({
+            "metadata": {"namespace": "shop", "name": "web", "resourceVersion": "1"},
+            "spec": {"hostNetwork": host_network},
+            "status": status,
+        });
+        let json = RawValue::from_string(object.to_string()).expect("JSON");
+        let item = decode(Resource::Pods, &json).expect("a name");
+        let Content::Object {
+            object: Object::Pod(pod),
+            fingerprint,
+        } = item.content
+        else {
+            panic!("{item:?}")
+        };
+        let addresses = pod.host_addresses().iter().map(ToString::to_string);
+        (addresses.collect(), fingerprint)
+    }
+
+    #[test]
+    fn a_pod_tells_the_addresses_of_its_node() {
+        for host_network in [false, true] {
+            let (none, before) = pod(json!({}), host_network);
+            let (one, after) = pod(json!({"hostIP": "192.0.2.1"}), host_network);
+            assert_eq!((none.len(), one), (0, vec!["192.0.2.1".to_owned()]));
+            assert_ne!(before, after, "the agent is told of it");
+            let both = json!({
+                "hostIP": "192.0.2.1",
+                "hostIPs": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}],
+                "podIP": "10.0.0.1",
+            });
+            let (both, _) = pod(both, host_network);
+            let own = host_network.then_some("10.0.0.1");
+            let expected: Vec<_> = ["192.0.2.1", "2001:db8::1"]
+                .into_iter()
+                .chain(own)
+                .collect();
+            assert_eq!(both, expected);
+        }
+        let (unreadable, _) = pod(json!({"hostIP": "n1"}), false);
+        assert_eq!(unreadable.len(), 0);
+    }
 }

@@ -69,7 +69,7 @@ impl Held {
     fn is_of_this_node(&self, pod: &PodObject) -> bool {
         match pod {
             PodObject::Pod { node, .. } => node.as_ref() == Some(&self.node),
-            PodObject::HostNetwork(_) => true,
+            PodObject::HostNetwork { .. } => true,
         }
     }
 

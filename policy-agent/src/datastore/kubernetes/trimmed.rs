@@ -130,11 +130,16 @@ struct PodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
-    pod_ips: Option<Vec<PodIp>>,
+    pod_ips: Option<Vec<Ip>>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Option<Vec<Ip>>,
 }
 
+/// Of `podIPs` and `hostIPs`.
 #[derive(Debug, Deserialize)]
-struct PodIp {
+struct Ip {
     #[serde(default)]
     ip: String,
 }
@@ -252,7 +257,13 @@ impl From<PodStatus> for core::PodStatus {
             pod_ip: status.pod_ip,
             pod_ips: status.pod_ips.map(|ips| {
                 ips.into_iter()
-                    .map(|PodIp { ip }| core::PodIP { ip })
+                    .map(|Ip { ip }| core::PodIP { ip })
+                    .collect()
+            }),
+            host_ip: status.host_ip,
+            host_ips: status.host_ips.map(|ips| {
+                ips.into_iter()
+                    .map(|Ip { ip }| core::HostIP { ip })
                     .collect()
             }),
             ..Self::default()

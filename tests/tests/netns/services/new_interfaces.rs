@@ -47,11 +47,10 @@ fn read_sent(interface: &str) -> u64 {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let mut lines = table.lines();
     let counters = lines.find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
-    let counters = counters.unwrap_or_default().split_whitespace();
-    // Bytes, packets and six more of what was received, then of what was sent. An ifb counts as received what it is
-    // given, and nothing is received by the others.
-    let packets = counters.skip(1).step_by(8).take(2);
-    packets.map(|packets| packets.parse::<u64>().unwrap()).sum()
+    let mut counters = counters.unwrap_or_default().split_whitespace();
+    // Bytes, packets and six more of what was received, then of what was sent.
+    let sent = counters.nth(9);
+    sent.map_or(0, |sent| sent.parse::<u64>().unwrap())
 }
 
 /// A pod's socket that sends to the Service.
@@ -155,7 +154,7 @@ fn exposure_by_new_interfaces() {
     let rounds = super::super::persistence::times("PORTCULLIS_TEST_INTERFACES", 50);
     let cast = Cast::new(Form::Routed);
     let agent = start(&cast);
-    for (kind, at_once) in [("ifb", 1), ("ifb", 20), ("veth", 1), ("veth", 20)] {
+    for (kind, at_once) in [("vxlan", 1), ("vxlan", 20), ("veth", 1), ("veth", 20)] {
         let mut exposures: Vec<_> = (0..rounds)
             .map(|_| expose(&cast, &agent, kind, at_once))
             .collect();
@@ -194,12 +193,19 @@ fn expose(cast: &Cast, agent: &Agent<'_>, kind: &str, at_once: usize) -> Exposur
                 "link add {name} type veth peer name pcl-peer{number}\n\
                  link set {name} up\n"
             ),
-            _ => format!("link add {name} type {kind}\nlink set {name} up\n"),
+            // To itself, so that what is sent is counted without a way to anywhere.
+            _ => format!(
+                "link add {name} type {kind} id {number} remote 127.0.0.1 dstport 8472\n\
+                 link set {name} up\n"
+            ),
         };
     }
     lines += &match kind {
         "veth" => up(&last, &format!("pcl-peer{at_once}")),
-        _ => format!("route add {BACKEND}/32 dev {last}"),
+        _ => format!(
+            "neighbour add {BACKEND} lladdr 02:00:00:00:00:01 dev {last}\n\
+             route add {BACKEND}/32 dev {last}"
+        ),
     };
     let done = AtomicBool::new(false);
     let (sending, watching) = (&done, &done);
