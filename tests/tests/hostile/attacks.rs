@@ -8,7 +8,7 @@ use portcullis_tests::raw::{
     ipv4_as, ipv6, tagged, tcp, udp,
 };
 
-use super::scene::{NOBODY, OVERLAY, OVERLAY_MAC, SERVICE, Scene, Who};
+use super::scene::{NOBODY, OVERLAY, OVERLAY_MAC, SERVICE, SINK, Scene, Who};
 use super::verdicts::marker;
 use Who::{Db, Evil, Friend, Node, Open, Peer, Stranger, Tool, Web};
 
@@ -80,7 +80,7 @@ impl Attack {
     }
 }
 
-const PORTS: [u16; 2] = [4000, 9000];
+const PORTS: [u16; 2] = [4000, SINK];
 
 /// A datagram from an address to another, with the marker.
 fn datagram(from: IpAddr, to: IpAddr) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! The hosts of the suite, and what an attacker knows of them: all addresses.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use portcullis_tests::netns::{
     Family, Form, Host, Node, Outcome, PATIENCE, PodSpec, Probe, Sniffer, What, probe,
@@ -57,11 +57,15 @@ impl Who {
 
 pub(super) struct Scene {
     pub(super) base: Base,
+    /// Take what arrives without a word: an ICMP error would quote it, and carry it to whom the sender was forged from.
+    _sinks: Vec<UdpSocket>,
     pub(super) sniffers: Vec<(Who, Sniffer)>,
     hosts: Vec<(Who, Host)>,
     pub(super) node: Node,
 }
 
+/// Where datagrams of attackers go.
+pub(super) const SINK: u16 = 9000;
 /// The cluster IP of a Service, one of each family.
 pub(super) const SERVICE: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
@@ -173,8 +177,13 @@ impl Scene {
         }
         let host = |who| &hosts.iter().find(|(is, _)| *is == who).unwrap().1;
         let sniffers = Who::SEEING.map(|who| (who, Sniffer::start(host(who).netns()).unwrap()));
+        let sinks = hosts.iter().map(|(_, host)| {
+            let any = (Ipv6Addr::UNSPECIFIED, SINK);
+            host.netns().enter(|| UdpSocket::bind(any)).unwrap()
+        });
         let scene = Self {
             base,
+            _sinks: sinks.collect(),
             sniffers: sniffers.into_iter().collect(),
             hosts,
             node,
