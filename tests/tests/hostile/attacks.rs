@@ -518,13 +518,15 @@ fn tunnels(scene: &Scene, from: Who, table: &mut Table) {
                 attack.inert();
             }
         }
-        // In fragments, the ports in the first alone.
-        let mut datagram = udp(outer, to, [5000, 8472], &raw::vxlan(OVERLAY, &inner_frame));
+        // In fragments: ports and marker in the first, padding in the rest, which is nothing by itself.
+        let padded = [&inner_frame[..], &[0; 64]].concat();
+        let mut datagram = udp(outer, to, [5000, 8472], &raw::vxlan(OVERLAY, &padded));
         datagram[6..8].fill(0);
         let (IpAddr::V4(outer), IpAddr::V4(to)) = (outer, to) else {
             unreachable!("IPv4");
         };
-        let (first, rest) = datagram.split_at(48);
+        let (first, rest) = datagram.split_at((datagram.len() - 64).next_multiple_of(8));
+        let offset = (first.len() / 8) as u16;
         let piece = |fragment, payload: &[u8]| {
             let header = V4 {
                 id: 77,
@@ -533,9 +535,9 @@ fn tunnels(scene: &Scene, from: Who, table: &mut Table) {
             };
             ip_frame(gateway, own, &ipv4_as(&header, outer, to, 17, payload))
         };
-        let frames = vec![piece(0x2000, first), piece(6, rest)];
+        let frames = vec![piece(0x2000, first), piece(offset, rest)];
         table.add(from, format!("VXLAN to {whose} in fragments"), frames);
-        let frames = vec![piece(6, rest), piece(0x2000, first)];
+        let frames = vec![piece(offset, rest), piece(0x2000, first)];
         table
             .add(
                 from,
