@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use crate::agent::ATTACHMENTS;
+use crate::agent::RECORDS;
 use crate::agent::lock::{self, Lock, LockError};
 use crate::cni::Directories;
 use crate::config::{BPFFS, RUN_DIR, SOCKET};
@@ -119,7 +119,7 @@ fn locked(
     }
 }
 
-/// Socket, lock and announcements, where they exist; to be looked for before the lock is taken, which makes it.
+/// Socket, lock and records, where they exist; to be looked for before the lock is taken, which makes it.
 fn run_files(run_dir: &Path) -> io::Result<Vec<Part>> {
     let mut files = Vec::new();
     for name in [SOCKET, lock::FILE] {
@@ -128,14 +128,16 @@ fn run_files(run_dir: &Path) -> io::Result<Vec<Part>> {
             files.push(Part::File(path));
         }
     }
-    let announcements = run_dir.join(ATTACHMENTS);
-    if announcements.try_exists()? {
-        files.push(Part::Directory(announcements));
+    for name in RECORDS {
+        let records = run_dir.join(name);
+        if records.try_exists()? {
+            files.push(Part::Directory(records));
+        }
     }
     Ok(files)
 }
 
-/// Removes socket, lock and announcements, and the directory when nothing else is in it. A container's mount stays, too.
+/// Removes socket, lock and records, and the directory when nothing else is in it. A container's mount stays, too.
 fn remove_run_files(run_dir: &Path, out: &mut impl Write) -> io::Result<()> {
     for name in [SOCKET, lock::FILE] {
         let path = run_dir.join(name);
@@ -146,12 +148,14 @@ fn remove_run_files(run_dir: &Path, out: &mut impl Write) -> io::Result<()> {
             _ => {}
         }
     }
-    let announcements = run_dir.join(ATTACHMENTS);
-    match fs::remove_dir_all(&announcements) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            writeln!(out, "failed  {}: {error}", announcements.display())?;
+    for name in RECORDS {
+        let records = run_dir.join(name);
+        match fs::remove_dir_all(&records) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                writeln!(out, "failed  {}: {error}", records.display())?;
+            }
+            _ => {}
         }
-        _ => {}
     }
     match fs::remove_dir(run_dir) {
         // In a container, to which the node's directory was given.

@@ -20,7 +20,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use policy_agent::datastore::convert;
 use policy_common::verdict::Direction;
 use policy_core::model::{
-    Change, Labels, LocalEndpoint, NamedPort, Namespace, ObjectName, Pod, Protocol,
+    Change, Labels, LocalEndpoint, NamedPort, Namespace, ObjectName, Origin, Pod, Protocol, Subject,
 };
 use policy_core::op::Op;
 use policy_core::oracle::Cluster;
@@ -147,6 +147,8 @@ impl World<'_> {
                 host_interface: format!("veth{ifindex}"),
                 interface: "eth0".to_owned(),
                 pod: name.clone(),
+                subject: Subject::Current,
+                origin: Origin::Announced,
                 addresses: vec![pod.ip],
                 is_router: false,
                 records: false,

@@ -66,7 +66,9 @@ impl Compiler {
     /// The row that an endpoint had, when it is the same one.
     pub(crate) fn former_row(&self, ifindex: u32, row: &Endpoint) -> Option<Endpoint> {
         let former = self.former.as_ref()?.endpoints.get(&ifindex)?;
-        let same = (former.flags, former.ipv4, former.ipv6) == (row.flags, row.ipv4, row.ipv6);
+        let addresses = Endpoint::HAS_IPV4 | Endpoint::HAS_IPV6;
+        let known = |row: &Endpoint| (row.flags & addresses, row.ipv4, row.ipv6);
+        let same = known(former) == known(row);
         same.then_some(*former)
     }
 

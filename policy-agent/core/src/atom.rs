@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::model::{LabelSelector, Labels, NamedPort, Pod, Protocol};
+use crate::model::{LabelSelector, Labels, LocalEndpoint, NamedPort, Pod, Protocol};
 use crate::store::Store;
 
 /// Number of a registered atom.
@@ -228,6 +228,27 @@ impl Atoms {
                 if candidates.iter().any(|record| record.atom.matches_pod(pod)) {
                     found(pod);
                 }
+            }
+        }
+    }
+
+    /// Calls `found` with every endpoint whose held pod one of `atoms` may match.
+    pub(crate) fn for_each_match_held(
+        &self,
+        store: &Store,
+        atoms: &BTreeSet<AtomId>,
+        mut found: impl FnMut(&LocalEndpoint),
+    ) {
+        if atoms.is_empty() {
+            return;
+        }
+        for (pod, endpoint) in store.held() {
+            let candidates = self.in_namespace(store, &pod.name.namespace).into_iter();
+            let mut candidates = candidates
+                .filter(|id| atoms.contains(id))
+                .filter_map(|id| self.records.get(&id));
+            if candidates.any(|record| record.atom.matches_pod(pod)) {
+                found(endpoint);
             }
         }
     }

@@ -251,6 +251,9 @@ impl Compiler {
             }
         }
         dirty.endpoints.extend(self.starved.keys());
+        for address in &dirty.addresses {
+            dirty.endpoints.extend(self.store.dependents(address));
+        }
         dirty.addresses.append(&mut self.unplaced);
     }
 
@@ -282,7 +285,7 @@ impl Compiler {
         draft: &mut Draft,
     ) -> Judge {
         // A pod that is not known could be any policy's subject.
-        let Some(pod) = self.store.pod(&endpoint.pod) else {
+        let Some(pod) = self.store.subject(endpoint) else {
             return Judge::DenyAll;
         };
         let Some(list) = rules::rule_list(&self.store, pod, direction, names) else {
@@ -478,8 +481,12 @@ impl Compiler {
         }
         let store = &self.store;
         self.atoms.for_each_match(store, &draft.new_atoms, |pod| {
-            dirty.addresses.extend(store.claimed_by(&pod.name));
+            dirty.addresses.extend(store.addresses_of(&pod.name));
         });
+        self.atoms
+            .for_each_match_held(store, &draft.new_atoms, |endpoint| {
+                dirty.addresses.extend(&endpoint.addresses);
+            });
         let moves = self.identify(&dirty.addresses);
         let prefixes = self.identify_prefixes(changes);
         self.put_rows_of_new_pages(draft);

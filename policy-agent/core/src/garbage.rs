@@ -174,9 +174,10 @@ impl Compiler {
             draft.revoked.remove(ifindex);
         }
         for (ifindex, (judges, names)) in targets {
-            let Some(endpoint) = self.store.endpoint(ifindex).cloned() else {
+            let Some(mut endpoint) = self.store.endpoint(ifindex).cloned() else {
                 continue;
             };
+            endpoint.addresses = self.store.own_addresses(&endpoint);
             let policies = [self.policy_id(&judges[0]), self.policy_id(&judges[1])];
             for judge in &judges {
                 if let Judge::List(list) = judge

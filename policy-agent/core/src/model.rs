@@ -242,12 +242,56 @@ pub struct LocalEndpoint {
     pub interface: String,
     /// The pod that it belongs to.
     pub pod: ObjectName,
-    /// Its own addresses, as found on the interface.
+    /// Whose labels and ports count for it.
+    pub subject: Subject,
+    /// How it is known to be the pod's.
+    pub origin: Origin,
+    /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// See [`Endpoint::ROUTER`](policy_common::endpoint::Endpoint::ROUTER).
     pub is_router: bool,
     /// See [`Endpoint::RECORD`](policy_common::endpoint::Endpoint::RECORD).
     pub records: bool,
+}
+
+impl LocalEndpoint {
+    /// Whether its addresses count as its pod's as the pod's status does. Those of other endpoints count only
+    /// where no live pod claims them.
+    #[must_use]
+    pub fn claims_as_its_pod(&self) -> bool {
+        self.origin == Origin::Announced && self.subject == Subject::Current
+    }
+
+    /// Whether an address stops being its own when a live pod or another endpoint has it.
+    #[must_use]
+    pub fn yields_addresses(&self) -> bool {
+        self.origin == Origin::Secondary || matches!(self.subject, Subject::Held(_))
+    }
+}
+
+/// The pod whose labels and named ports count for an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Subject {
+    /// The pod of the endpoint's name, as the cluster has it.
+    #[default]
+    Current,
+    /// A pod that is gone from the cluster, or whose name is another pod's by now, as it was last known. Policies
+    /// go on selecting it, and it goes on being a peer.
+    Held(Arc<Pod>),
+    /// A pod that nothing was ever known of. It could be any policy's subject, so all of its traffic is denied.
+    Unknown,
+}
+
+/// How an endpoint is known to be its pod's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// The container network said so, the addresses included.
+    #[default]
+    Announced,
+    /// Its interface had the pod's address when it was first seen.
+    Found,
+    /// It is a further interface in the network namespace of an endpoint of the pod, which gives it any address.
+    Secondary,
 }
 
 /// Something in the cluster or on the node changed. Upserts carry the whole object.

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use policy_common::verdict::Direction;
 
 use crate::model::{
-    Change, Labels, LocalEndpoint, NetworkPolicy, ObjectName, Peer, Pod, PolicyPort, PortMatch,
-    Protocol, Rule,
+    Change, Labels, LocalEndpoint, NetworkPolicy, ObjectName, Origin, Peer, Pod, PolicyPort,
+    PortMatch, Protocol, Rule, Subject,
 };
 
 /// A cluster as last told.
@@ -51,20 +51,38 @@ impl Cluster {
         &self.endpoints
     }
 
-    /// The newest live pod that has an address.
+    /// The newest live pod that has an address by its status, or by what was announced; else that of the endpoint
+    /// which has it.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&Pod> {
         let has = |pod: &&Pod| {
-            let on_interface = self
-                .endpoints
-                .values()
-                .any(|endpoint| endpoint.pod == pod.name && endpoint.addresses.contains(&address));
-            !pod.terminated && (pod.addresses.contains(&address) || on_interface)
+            let announced = self.endpoints.values().any(|endpoint| {
+                endpoint.pod == pod.name
+                    && endpoint.subject == Subject::Current
+                    && endpoint.origin == Origin::Announced
+                    && endpoint.addresses.contains(&address)
+            });
+            !pod.terminated && (pod.addresses.contains(&address) || announced)
         };
-        self.pods
-            .values()
-            .filter(has)
-            .max_by_key(|pod| (pod.created, &pod.name))
+        let live = self.pods.values().filter(has);
+        let newest = live.max_by_key(|pod| (pod.created, &pod.name));
+        newest.or_else(|| {
+            let endpoints = self.endpoints.values();
+            endpoints
+                .filter(|endpoint| endpoint.addresses.contains(&address))
+                .filter_map(|endpoint| Some((self.subject(endpoint)?, endpoint.ifindex)))
+                .filter(|(pod, _)| !pod.terminated)
+                .max_by_key(|(pod, ifindex)| (pod.created, &pod.name, *ifindex))
+                .map(|(pod, _)| pod)
+        })
+    }
+
+    fn subject<'a>(&'a self, endpoint: &'a LocalEndpoint) -> Option<&'a Pod> {
+        match &endpoint.subject {
+            Subject::Current => self.pods.get(&endpoint.pod),
+            Subject::Held(pod) => Some(pod),
+            Subject::Unknown => None,
+        }
     }
 
     /// Whether traffic of an endpoint with a remote address is allowed in one direction.
@@ -76,7 +94,7 @@ impl Cluster {
         remote: IpAddr,
         target: Target,
     ) -> bool {
-        let Some(pod) = self.pods.get(&endpoint.pod) else {
+        let Some(pod) = self.subject(endpoint) else {
             return false;
         };
         let mut isolated = false;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{
-    Change, Labels, LocalEndpoint, Namespace, NetworkPolicy, ObjectName, Pod, Protocol,
+    Change, Labels, LocalEndpoint, Namespace, NetworkPolicy, ObjectName, Pod, Protocol, Subject,
 };
 
 /// The label that every namespace has.
@@ -37,6 +37,8 @@ pub(crate) struct Store {
     policies: BTreeMap<Arc<str>, BTreeMap<Arc<str>, NetworkPolicy>>,
     endpoints: BTreeMap<u32, LocalEndpoint>,
     endpoints_of: HashMap<ObjectName, BTreeSet<u32>>,
+    /// Endpoints whose addresses count only where no live pod claims them, by address.
+    weak_claims: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// The live pod that claims an address; one of them where it is contested.
     claims: BTreeMap<IpAddr, ObjectName>,
     /// All who claim an address that several live pods do; rarely any.
@@ -97,29 +99,111 @@ impl Store {
         self.endpoints.get(&ifindex)
     }
 
-    /// Addresses that a pod claims, by its status and by its interfaces on this node.
-    pub(crate) fn claimed_by(&self, name: &ObjectName) -> BTreeSet<IpAddr> {
+    /// The pod whose labels and ports count for an endpoint.
+    pub(crate) fn subject<'a>(&'a self, endpoint: &'a LocalEndpoint) -> Option<&'a Pod> {
+        match &endpoint.subject {
+            Subject::Current => self.pod(&endpoint.pod),
+            Subject::Held(pod) => Some(pod),
+            Subject::Unknown => None,
+        }
+    }
+
+    /// Pods that are held for endpoints, with those endpoints.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (&Pod, &LocalEndpoint)> {
+        self.endpoints
+            .values()
+            .filter_map(|endpoint| match &endpoint.subject {
+                Subject::Held(pod) => Some((&**pod, endpoint)),
+                Subject::Current | Subject::Unknown => None,
+            })
+    }
+
+    /// Addresses that a pod claims, by its status and by what the container network announced.
+    fn claimed_by(&self, name: &ObjectName) -> BTreeSet<IpAddr> {
         let Some(pod) = self.pod(name).filter(|pod| !pod.terminated) else {
             return BTreeSet::new();
         };
         let mut addresses: BTreeSet<_> = pod.addresses.iter().copied().collect();
-        for ifindex in self.endpoints_of.get(name).into_iter().flatten() {
-            if let Some(endpoint) = self.endpoints.get(ifindex) {
+        for endpoint in self.current_endpoints(name) {
+            if endpoint.claims_as_its_pod() {
                 addresses.extend(&endpoint.addresses);
             }
         }
         addresses
     }
 
-    /// The newest live pod that claims an address.
+    /// Addresses that count as a pod's, or would if nobody else claimed them.
+    pub(crate) fn addresses_of(&self, name: &ObjectName) -> BTreeSet<IpAddr> {
+        let mut addresses = self.claimed_by(name);
+        for endpoint in self.current_endpoints(name) {
+            addresses.extend(&endpoint.addresses);
+        }
+        addresses
+    }
+
+    /// The endpoints for which the pod of this name counts as the cluster has it.
+    fn current_endpoints(&self, name: &ObjectName) -> impl Iterator<Item = &LocalEndpoint> {
+        let ifindexes = self.endpoints_of.get(name).into_iter().flatten();
+        let endpoints = ifindexes.filter_map(|ifindex| self.endpoints.get(ifindex));
+        endpoints.filter(|endpoint| endpoint.subject == Subject::Current)
+    }
+
+    /// The pod that an address counts for: the newest live one that claims it, else that of an endpoint which has it.
     pub(crate) fn owner(&self, address: &IpAddr) -> Option<&Pod> {
-        let Some(claimants) = self.contested.get(address) else {
-            return self.pod(self.claims.get(address)?);
-        };
+        if let Some(claimants) = self.contested.get(address) {
+            return claimants
+                .iter()
+                .filter_map(|name| self.pod(name))
+                .max_by_key(|pod| (pod.created, &pod.name));
+        }
+        match self.claims.get(address) {
+            Some(name) => self.pod(name),
+            None => self.subject(self.weak_owner(address)?),
+        }
+    }
+
+    /// Of the endpoints that have an address which no live pod claims, the one that it counts for.
+    fn weak_owner(&self, address: &IpAddr) -> Option<&LocalEndpoint> {
+        let claimants = self.weak_claims.get(address)?.iter();
+        let claimants = claimants.filter_map(|ifindex| {
+            let endpoint = self.endpoints.get(ifindex)?;
+            let pod = self.subject(endpoint).filter(|pod| !pod.terminated)?;
+            Some((pod, endpoint))
+        });
         claimants
-            .iter()
-            .filter_map(|name| self.pod(name))
-            .max_by_key(|pod| (pod.created, &pod.name))
+            .max_by_key(|(pod, endpoint)| (pod.created, &pod.name, endpoint.ifindex))
+            .map(|(_, endpoint)| endpoint)
+    }
+
+    /// An endpoint's addresses, without those that it must yield.
+    pub(crate) fn own_addresses(&self, endpoint: &LocalEndpoint) -> Vec<IpAddr> {
+        let mut addresses = endpoint.addresses.clone();
+        if endpoint.yields_addresses() {
+            addresses.retain(|address| self.has(endpoint, address));
+        }
+        addresses
+    }
+
+    /// Whether an address of an endpoint counts for the pod of the endpoint.
+    fn has(&self, endpoint: &LocalEndpoint, address: &IpAddr) -> bool {
+        let is_current = endpoint.subject == Subject::Current;
+        if self.contested.contains_key(address) || self.claims.contains_key(address) {
+            return is_current
+                && self
+                    .owner(address)
+                    .is_some_and(|pod| pod.name == endpoint.pod);
+        }
+        self.weak_owner(address)
+            .is_none_or(|owner| owner.pod == endpoint.pod && owner.subject == endpoint.subject)
+    }
+
+    /// Endpoints whose own addresses depend on who has an address.
+    pub(crate) fn dependents(&self, address: &IpAddr) -> impl Iterator<Item = u32> {
+        let ifindexes = self.weak_claims.get(address).into_iter().flatten();
+        ifindexes.copied().filter(|ifindex| {
+            let endpoint = self.endpoints.get(ifindex);
+            endpoint.is_some_and(LocalEndpoint::yields_addresses)
+        })
     }
 
     /// Claimed addresses within a range.
@@ -128,7 +212,11 @@ impl Store {
         first: IpAddr,
         last: IpAddr,
     ) -> impl Iterator<Item = &IpAddr> {
-        self.claims.range(first..=last).map(|(address, _)| address)
+        let weak = self.weak_claims.range(first..=last);
+        let claims = self.claims.range(first..=last);
+        claims
+            .map(|(address, _)| address)
+            .chain(weak.map(|(address, _)| address))
     }
 
     /// Addresses that more than one live pod claims, with those who claim them.
@@ -157,7 +245,12 @@ impl Store {
 
     fn touch_namespace(&self, name: &str, dirty: &mut Dirty) {
         for pod in self.pods.get(name).into_iter().flat_map(BTreeMap::values) {
-            dirty.addresses.extend(self.claimed_by(&pod.name));
+            dirty.addresses.extend(self.addresses_of(&pod.name));
+        }
+        for (pod, endpoint) in self.held() {
+            if *pod.name.namespace == *name {
+                dirty.addresses.extend(&endpoint.addresses);
+            }
         }
     }
 
@@ -171,9 +264,12 @@ impl Store {
         self.claim(&name, &before, &after);
         dirty.addresses.extend(before);
         dirty.addresses.extend(after);
-        let endpoints = self.endpoints_of.get(&name).into_iter().flatten();
-        dirty.endpoints.extend(endpoints);
-        self.count_ports(former.as_ref(), &name, dirty);
+        for endpoint in self.current_endpoints(&name) {
+            dirty.endpoints.insert(endpoint.ifindex);
+            dirty.addresses.extend(&endpoint.addresses);
+        }
+        let current = self.pod(&name).cloned();
+        self.count_ports(former.as_ref(), current.as_ref(), dirty);
     }
 
     fn put_pod(&mut self, name: &ObjectName, pod: Option<Pod>) -> Option<Pod> {
@@ -189,9 +285,8 @@ impl Store {
         pods.insert(name.name.clone(), pod)
     }
 
-    fn count_ports(&mut self, former: Option<&Pod>, name: &ObjectName, dirty: &mut Dirty) {
-        let current = self.pods.get(&name.namespace);
-        let current = current.and_then(|pods| pods.get(&name.name));
+    /// Counts the named ports of one pod in place of another's.
+    fn count_ports(&mut self, former: Option<&Pod>, current: Option<&Pod>, dirty: &mut Dirty) {
         if let Some(pod) = current.filter(|pod| !pod.terminated) {
             for port in &*pod.ports {
                 let key = (port.name.clone(), port.protocol);
@@ -233,10 +328,15 @@ impl Store {
         if former.as_ref() != current {
             for (ifindex, endpoint) in &self.endpoints {
                 if endpoint.pod.namespace == name.namespace
-                    && let Some(pod) = self
-                        .pods
-                        .get(&name.namespace)
-                        .and_then(|pods| pods.get(&endpoint.pod.name))
+                    && let Some(pod) = match &endpoint.subject {
+                        // Not `subject`: what else is in `self` is borrowed.
+                        Subject::Current => self
+                            .pods
+                            .get(&name.namespace)
+                            .and_then(|pods| pods.get(&endpoint.pod.name)),
+                        Subject::Held(pod) => Some(&**pod),
+                        Subject::Unknown => None,
+                    }
                     && [former.as_ref(), current]
                         .into_iter()
                         .flatten()
@@ -256,7 +356,8 @@ impl Store {
         if former == endpoint.as_ref() {
             return;
         }
-        let former_pod = former.map(|former| former.pod.clone());
+        let former = former.cloned();
+        let former_pod = former.as_ref().map(|former| former.pod.clone());
         let pod = endpoint.as_ref().map(|endpoint| endpoint.pod.clone());
         let touched: BTreeSet<_> = former_pod.iter().chain(&pod).cloned().collect();
         let before: Vec<_> = touched
@@ -271,6 +372,16 @@ impl Store {
                 self.endpoints_of.remove(name);
             }
         }
+        if let Some(former) = &former {
+            self.unclaim_weakly(former);
+            dirty.addresses.extend(&former.addresses);
+        }
+        let held = endpoint.as_ref().and_then(held_pod).cloned();
+        if let Some(endpoint) = &endpoint {
+            self.claim_weakly(endpoint);
+            dirty.addresses.extend(&endpoint.addresses);
+        }
+        self.count_ports(former.as_ref().and_then(held_pod), held.as_ref(), dirty);
         match (endpoint, &pod) {
             (Some(endpoint), Some(name)) => {
                 let endpoints = self.endpoints_of.entry(name.clone()).or_default();
@@ -290,6 +401,27 @@ impl Store {
             dirty.ended.insert(ifindex);
         }
         dirty.endpoints.insert(ifindex);
+    }
+
+    fn claim_weakly(&mut self, endpoint: &LocalEndpoint) {
+        if endpoint.claims_as_its_pod() {
+            return;
+        }
+        for address in &endpoint.addresses {
+            let claimants = self.weak_claims.entry(*address).or_default();
+            claimants.insert(endpoint.ifindex);
+        }
+    }
+
+    fn unclaim_weakly(&mut self, endpoint: &LocalEndpoint) {
+        for address in &endpoint.addresses {
+            if let Some(claimants) = self.weak_claims.get_mut(address) {
+                claimants.remove(&endpoint.ifindex);
+                if claimants.is_empty() {
+                    self.weak_claims.remove(address);
+                }
+            }
+        }
     }
 
     fn claim(&mut self, name: &ObjectName, before: &BTreeSet<IpAddr>, after: &BTreeSet<IpAddr>) {
@@ -320,5 +452,13 @@ impl Store {
         if claimants.len() < 2 {
             self.contested.remove(address);
         }
+    }
+}
+
+/// The pod that is held for an endpoint.
+fn held_pod(endpoint: &LocalEndpoint) -> Option<&Pod> {
+    match &endpoint.subject {
+        Subject::Held(pod) => Some(pod),
+        Subject::Current | Subject::Unknown => None,
     }
 }

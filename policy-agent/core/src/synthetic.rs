@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::model::{
-    Change, LabelSelector, Labels, LocalEndpoint, Namespace, NetworkPolicy, ObjectName, Peer, Pod,
-    PolicyPort, PortMatch, Protocol, Requirement, Rule,
+    Change, LabelSelector, Labels, LocalEndpoint, Namespace, NetworkPolicy, ObjectName, Origin,
+    Peer, Pod, PolicyPort, PortMatch, Protocol, Requirement, Rule, Subject,
 };
 
 /// Pods of one namespace.
@@ -51,6 +51,8 @@ pub fn cluster(policies: usize, pods: usize, local: usize) -> Vec<Change> {
                 host_interface: format!("veth{index}"),
                 interface: "eth0".to_owned(),
                 pod: made.name,
+                subject: Subject::Current,
+                origin: Origin::Announced,
                 addresses: made.addresses,
                 is_router: false,
                 records: false,

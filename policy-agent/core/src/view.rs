@@ -126,7 +126,7 @@ impl Compiler {
                 host_interface: endpoint.host_interface.clone(),
                 interface: endpoint.interface.clone(),
                 pod: record.pod.clone(),
-                addresses: endpoint.addresses.clone(),
+                addresses: self.store.own_addresses(endpoint),
                 ingress: self.direction_view(&record.judges[Direction::Ingress as usize]),
                 egress: self.direction_view(&record.judges[Direction::Egress as usize]),
             })
@@ -172,8 +172,9 @@ impl Compiler {
     #[must_use]
     pub fn policies(&self) -> Vec<PolicyView> {
         let mut subjects: BTreeMap<&ObjectName, BTreeSet<ObjectName>> = BTreeMap::new();
-        for record in self.records.values() {
-            let Some(pod) = self.store.pod(&record.pod) else {
+        for (ifindex, record) in &self.records {
+            let endpoint = self.store.endpoint(*ifindex);
+            let Some(pod) = endpoint.and_then(|endpoint| self.store.subject(endpoint)) else {
                 continue;
             };
             for policy in self.store.policies_in(&record.pod.namespace) {
@@ -217,8 +218,9 @@ impl Compiler {
         let problems = self.pod_problems();
         // Of policies with a local subject: whether one of its subjects has a problem.
         let mut refused: BTreeMap<&ObjectName, bool> = BTreeMap::new();
-        for record in self.records.values() {
-            let Some(pod) = self.store.pod(&record.pod) else {
+        for (ifindex, record) in &self.records {
+            let endpoint = self.store.endpoint(*ifindex);
+            let Some(pod) = endpoint.and_then(|endpoint| self.store.subject(endpoint)) else {
                 continue;
             };
             let has_problem = problems.contains_key(&record.pod);

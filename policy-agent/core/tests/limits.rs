@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use policy_common::verdict::Direction;
 use policy_core::model::{
-    Change, LabelSelector, Labels, LocalEndpoint, NetworkPolicy, ObjectName, Peer, Pod, PolicyPort,
-    PortMatch, Protocol, Rule,
+    Change, LabelSelector, Labels, LocalEndpoint, NetworkPolicy, ObjectName, Origin, Peer, Pod,
+    PolicyPort, PortMatch, Protocol, Rule, Subject,
 };
 use policy_core::op::Op;
 use policy_core::tables::Tables;
@@ -41,6 +41,8 @@ fn endpoint(pod: &str, last: u8) -> Change {
         host_interface: format!("veth{last}"),
         interface: "eth0".to_owned(),
         pod: name(pod),
+        subject: Subject::Current,
+        origin: Origin::Announced,
         addresses: vec![address(last)],
         is_router: false,
         records: false,

@@ -10,7 +10,7 @@ use policy_common::endpoint::Endpoint;
 use policy_common::verdict::Direction;
 use policy_core::model::{
     Change, LabelSelector, Labels, LocalEndpoint, NamedPort, Namespace, NetworkPolicy, ObjectName,
-    Peer, Pod, PolicyPort, PortMatch, Protocol, Requirement, Rule,
+    Origin, Peer, Pod, PolicyPort, PortMatch, Protocol, Requirement, Rule, Subject,
 };
 use policy_core::op::Op;
 use policy_core::oracle::Cluster;
@@ -187,17 +187,32 @@ fn change() -> impl Strategy<Value = Change> {
             })
         },
     );
-    let endpoint = (1..4_u32, name(), 0..8_usize).prop_map(|(ifindex, pod, index)| {
-        Change::Endpoint(LocalEndpoint {
-            ifindex,
-            host_interface: format!("veth{ifindex}"),
-            interface: "eth0".to_owned(),
-            pod,
-            addresses: vec![address(index)],
-            is_router: false,
-            records: false,
-        })
-    });
+    // A held pod is mostly one that was there before; here it is any pod.
+    let subject = prop_oneof![
+        4 => Just(None),
+        2 => pod().prop_map(|pod| Some(Subject::Held(Arc::new(pod)))),
+        1 => Just(Some(Subject::Unknown)),
+    ];
+    let origin = prop::sample::select(vec![Origin::Announced, Origin::Found, Origin::Secondary]);
+    let endpoint = (1..4_u32, name(), 0..8_usize, subject, origin).prop_map(
+        |(ifindex, pod, index, subject, origin)| {
+            let pod = match &subject {
+                Some(Subject::Held(held)) => held.name.clone(),
+                _ => pod,
+            };
+            Change::Endpoint(LocalEndpoint {
+                ifindex,
+                host_interface: format!("veth{ifindex}"),
+                interface: "eth0".to_owned(),
+                pod,
+                subject: subject.unwrap_or_default(),
+                origin,
+                addresses: vec![address(index)],
+                is_router: false,
+                records: false,
+            })
+        },
+    );
     prop_oneof![
         2 => (namespace.clone(), labels())
             .prop_map(|(name, labels)| Change::Namespace(Namespace { name: name.into(), labels })),

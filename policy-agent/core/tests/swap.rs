@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use policy_common::verdict::Direction;
 use policy_core::model::{
-    Change, LabelSelector, Labels, LocalEndpoint, Namespace, NetworkPolicy, ObjectName, Peer, Pod,
-    Requirement, Rule,
+    Change, LabelSelector, Labels, LocalEndpoint, Namespace, NetworkPolicy, ObjectName, Origin,
+    Peer, Pod, Requirement, Rule, Subject,
 };
 use policy_core::tables::Tables;
 use policy_core::{Compiler, Limits};
@@ -63,6 +63,8 @@ fn endpoint(ifindex: u32, name: &str) -> Change {
         host_interface: format!("veth{ifindex}"),
         interface: "eth0".to_owned(),
         pod: ObjectName::new("a", name),
+        subject: Subject::Current,
+        origin: Origin::Announced,
         addresses: vec![],
         is_router: false,
         records: false,

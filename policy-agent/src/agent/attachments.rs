@@ -1,5 +1,6 @@
 //! What the CNI plugin asks: answered by the loop that owns the state, an ADD once it is enforced.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,12 @@ use policy_cni::api::{AddRequest, Attachment, AttachmentKey, GcRequest};
 use tokio::sync::oneshot;
 
 use super::Agent;
-use super::attachment_files::{self, AttachmentFiles};
 use super::readiness::{ENDPOINTS_ENFORCED, POD_STARTS_COVERED};
-use crate::endpoint::{Announcement, Interface, Scan};
+use super::record_files::{Record as _, RecordFiles};
+use crate::endpoint::{Announcement, Binding, Interface, Scan};
 
-/// The directory of announcements, within the run directory.
-pub const ATTACHMENTS: &str = attachment_files::DIRECTORY;
+/// The directories of what outlives the agent, within the run directory.
+pub const RECORDS: [&str; 2] = [Announcement::DIRECTORY, Binding::DIRECTORY];
 
 /// Done, or why not.
 pub type CniAnswer = Result<(), String>;
@@ -43,7 +44,10 @@ pub enum CniQuery {
 /// Announcements under way, and those on disk.
 #[derive(Debug)]
 pub(super) struct Attachments {
-    files: AttachmentFiles,
+    files: RecordFiles<Announcement>,
+    bindings: RecordFiles<Binding>,
+    /// What an earlier agent left.
+    adopted: (Vec<Announcement>, Vec<Binding>),
     adds: Vec<Add>,
     /// Answered after the next step.
     removals: Vec<oneshot::Sender<CniAnswer>>,
@@ -61,14 +65,35 @@ struct Add {
 
 impl Attachments {
     pub(super) fn open(run_dir: &Path) -> anyhow::Result<Self> {
-        let files = AttachmentFiles::open(run_dir)
+        let files = RecordFiles::open(run_dir)
             .with_context(|| format!("announcements in {}", run_dir.display()))?;
+        let bindings = RecordFiles::open(run_dir)
+            .with_context(|| format!("bindings of interfaces in {}", run_dir.display()))?;
+        let adopted = (
+            files.load().context("announcements of pods")?,
+            bindings.load().context("bindings of pods' interfaces")?,
+        );
         Ok(Self {
             files,
+            bindings,
+            adopted,
             adds: Vec::new(),
             removals: Vec::new(),
             later: Vec::new(),
         })
+    }
+
+    /// Veths that were pods' for an earlier agent.
+    pub(super) fn expected(&self) -> BTreeSet<u32> {
+        let (announcements, bindings) = &self.adopted;
+        let announced = announcements
+            .iter()
+            .filter_map(|known| known.device.as_ref());
+        let bound = bindings.iter().map(|known| &known.device);
+        announced
+            .chain(bound)
+            .map(|device| device.ifindex)
+            .collect()
     }
 
     /// Adds to a scan what was found after it began. `answers`: as in a scan's report.
@@ -81,19 +106,17 @@ impl Attachments {
 }
 
 impl Agent {
-    /// Takes over what was announced to an earlier agent.
-    pub(super) fn adopt_attachments(&mut self) -> anyhow::Result<()> {
-        let announcements = self
-            .attachments
-            .files
-            .load()
-            .context("announcements of pods")?;
+    /// Takes over what was announced to an earlier agent, and which devices were whose for it.
+    pub(super) fn adopt_attachments(&mut self) {
+        let (announcements, bindings) = std::mem::take(&mut self.attachments.adopted);
         for announcement in announcements {
             self.pod_starts.announced();
             self.engine.announce(announcement);
         }
+        for binding in bindings {
+            self.engine.adopt(binding);
+        }
         self.engine.take_changed_announcements();
-        Ok(())
     }
 
     pub(super) fn answer_cni(&mut self, query: CniQuery) {
@@ -153,6 +176,7 @@ impl Agent {
         }
         for interface in interfaces {
             let mark = self.discovery.mark();
+            self.discovery.expect(interface.ifindex);
             self.attachments.later.push((mark, interface.clone()));
             self.engine.found(interface);
         }
@@ -217,6 +241,18 @@ impl Agent {
             if let Err(error) = written {
                 tracing::error!(container = key.container_id, %error, "an announcement cannot be written down");
                 unwritten.push((key, error.to_string()));
+            }
+        }
+        for ifindex in self.engine.take_changed_bindings() {
+            let written = match self.engine.bindings().get(ifindex) {
+                Some(binding) => self.attachments.bindings.write(binding),
+                None => self.attachments.bindings.remove(&ifindex),
+            };
+            if let Err(error) = written {
+                tracing::error!(
+                    ifindex, %error, "whose interface it is cannot be written down; trying again"
+                );
+                self.engine.retry_binding(ifindex);
             }
         }
         for reply in std::mem::take(&mut self.attachments.removals) {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use policy_cni::api::AttachmentKey;
-use policy_core::model::{Change, LocalEndpoint, ObjectName};
+use policy_core::model::{Change, LocalEndpoint, ObjectName, Origin, Subject};
 use policy_core::op::Op;
 use policy_core::tables::Tables as Former;
 use policy_core::{Compiler, Limits, Problem};
@@ -42,7 +42,10 @@ use super::services::ServiceAddresses;
 use crate::dataplane::{ApplyError, AttachError, Drift, DriftedPart, Haste, Role};
 use crate::datastore::convert::PodObject;
 use crate::datastore::{Object, ObjectChange, ObjectKey};
-use crate::endpoint::{Announced, Announcement, Interface, Link, LocalPods, Scan, Tunnels};
+use crate::endpoint::{
+    Announced, Announcement, Binding, Bindings, Device, Interface, Link, LocalPods, Scan,
+    Secondaries, Tunnels, Unenforced,
+};
 
 /// Operations that the empty queue keeps room for.
 const IDLE_QUEUE: usize = 1024;
@@ -53,6 +56,8 @@ pub struct Engine<K> {
     pub(super) compiler: Compiler,
     pub(super) pods: LocalPods,
     announced: Announced,
+    bindings: Bindings,
+    settings: EndpointSettings,
     loaded: bool,
     scan: Option<Scan>,
     /// Endpoints have to be matched with pods again.
@@ -88,6 +93,15 @@ pub struct Engine<K> {
     repairs: BTreeMap<&'static str, u64>,
     pruned: bool,
     reported: BTreeSet<Problem>,
+}
+
+/// How endpoints are treated, where the operator has a say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSettings {
+    /// What becomes of pods' further interfaces.
+    pub secondaries: Secondaries,
+    /// Namespaces whose pods are routers: what they send may bear addresses that are not their own.
+    pub router_namespaces: BTreeSet<Arc<str>>,
 }
 
 /// Changes that the datastore heard of together.
@@ -134,9 +148,15 @@ struct Stuck {
 
 #[derive(Debug)]
 struct Endpoint {
-    interface: Interface,
+    device: Device,
     local: LocalEndpoint,
     state: State,
+    /// The device that the host side is a port of, as last found; 0 for none.
+    master: u32,
+    /// The same as the kernel was told.
+    told_master: Option<u32>,
+    /// Why it could not be told.
+    untold: Option<Failure>,
 }
 
 /// How far an endpoint has come.
@@ -218,6 +238,8 @@ impl<K: Kernel> Engine<K> {
             compiler,
             pods: LocalPods::new(node),
             announced: Announced::default(),
+            bindings: Bindings::default(),
+            settings: EndpointSettings::default(),
             loaded: false,
             scan: None,
             unmatched: false,
@@ -247,6 +269,13 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// With these settings; to be called before anything else.
+    #[must_use]
+    pub fn with_settings(mut self, settings: EndpointSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
     /// Objects of the datastore changed, which heard of it at `received`.
     pub fn objects_changed(&mut self, changes: Vec<ObjectChange>, received: Instant) {
         // The first load waits for its end, which says nothing about a change.
@@ -268,8 +297,14 @@ impl<K: Kernel> Engine<K> {
                     self.pods.remove(name);
                     self.unmatched = true;
                 }
-                ObjectChange::Upsert(Object::Service(service)) => self.services.put(service),
-                ObjectChange::Gone(ObjectKey::Service(name)) => self.services.remove(name),
+                ObjectChange::Upsert(Object::Service(service)) => {
+                    self.services.put(service);
+                    self.unmatched |= self.has_secondaries();
+                }
+                ObjectChange::Gone(ObjectKey::Service(name)) => {
+                    self.services.remove(name);
+                    self.unmatched |= self.has_secondaries();
+                }
                 _ => {}
             }
             self.pending.extend(change.for_compiler());
@@ -341,10 +376,61 @@ impl<K: Kernel> Engine<K> {
         self.unmatched = true;
     }
 
-    /// An announced interface is about to go, or is gone. Says whether it was known.
+    /// An announced interface is about to go, or is gone. Says whether it was known. While the device is there it
+    /// stays enforced, but its addresses are nobody's.
     pub fn retract(&mut self, key: &AttachmentKey) -> bool {
         self.unmatched = true;
+        let device = self
+            .announced
+            .get(key)
+            .and_then(|announcement| announcement.device.as_ref());
+        if let Some(device) = device {
+            self.bindings.release(device.ifindex);
+        }
         self.announced.remove(key)
+    }
+
+    /// Takes over which device was which pod's for an earlier agent.
+    pub fn adopt(&mut self, binding: Binding) {
+        self.bindings.adopt(binding);
+        self.unmatched = true;
+    }
+
+    /// Which devices are which pods'.
+    pub fn bindings(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    /// Host-side indexes of devices that became a pod's, changed or went since the last call.
+    pub fn take_changed_bindings(&mut self) -> BTreeSet<u32> {
+        self.bindings.take_changed()
+    }
+
+    /// A binding could not be written down, and is to be tried again.
+    pub fn retry_binding(&mut self, ifindex: u32) {
+        self.bindings.retry(ifindex);
+    }
+
+    /// Pods' further interfaces that are only named, because the operator wants it so.
+    pub fn unenforced(&self) -> &[Unenforced] {
+        self.bindings.unenforced()
+    }
+
+    /// How many of pods' further interfaces are enforced, and how many are only named.
+    pub fn secondary_counts(&self) -> [(&'static str, usize); 2] {
+        let enforced = self.endpoints.values().filter(|endpoint| {
+            endpoint.local.origin == Origin::Secondary && matches!(endpoint.state, State::Attached)
+        });
+        [
+            ("enforced", enforced.count()),
+            ("reported", self.unenforced().len()),
+        ]
+    }
+
+    fn has_secondaries(&self) -> bool {
+        self.endpoints
+            .values()
+            .any(|endpoint| endpoint.local.origin == Origin::Secondary)
     }
 
     /// An interface was looked at since the last scan.
@@ -374,6 +460,7 @@ impl<K: Kernel> Engine<K> {
         loop {
             self.match_endpoints();
             self.detach_endpoints(now);
+            self.tell_masters(now);
             if self.stuck.is_none() && self.queue.is_empty() {
                 if !self.has_changes() {
                     self.collect_garbage();
@@ -640,7 +727,7 @@ impl<K: Kernel> Engine<K> {
         if !self.loaded {
             return Err("the datastore is not read completely yet".to_owned());
         }
-        let Some(device) = announcement.device else {
+        let Some(device) = &announcement.device else {
             return Err(format!(
                 "no veth of this node{} leads to an interface {} with {:?}",
                 among(&said.host_interfaces),
@@ -661,13 +748,20 @@ impl<K: Kernel> Engine<K> {
         if let Some(stuck) = self.stuck(now) {
             return Err(format!("{}: {}", stuck.operation, stuck.error));
         }
-        match self
-            .endpoints
-            .get(&device.ifindex)
-            .map(|endpoint| &endpoint.state)
-        {
+        // Further interfaces are waited for, too.
+        let endpoints = self.endpoints.iter().filter(|(ifindex, endpoint)| {
+            **ifindex == device.ifindex || endpoint.device.netns == device.netns
+        });
+        let mut states = endpoints.map(|(_, endpoint)| &endpoint.state);
+        let last = states
+            .clone()
+            .find(|state| !matches!(state, State::Attached));
+        match last.or_else(|| states.next()) {
             Some(State::Attached)
-                if self.pending.is_empty() && self.queue.is_empty() && !self.unmatched =>
+                if self.pending.is_empty()
+                    && self.queue.is_empty()
+                    && !self.unmatched
+                    && self.endpoints.contains_key(&device.ifindex) =>
             {
                 Ok(())
             }
@@ -700,49 +794,49 @@ impl<K: Kernel> Engine<K> {
         }
         let Some(scan) = &self.scan else { return };
         self.announced.follow(scan);
-        let owners = Owners {
-            announced: &self.announced,
-            pods: &self.pods,
-        };
+        let services = &self.services;
+        let is_reserved = |address: &IpAddr| services.has(*address);
+        self.bindings.follow(
+            scan,
+            &self.announced,
+            &self.pods,
+            self.settings.secondaries,
+            is_reserved,
+        );
         for (ifindex, endpoint) in &mut self.endpoints {
-            let stays = match scan.interfaces.get(ifindex) {
-                Some(found) => {
-                    endpoint.interface.is_same_device(found) && owners.of(found).is_some()
-                }
-                // Its other side could not be looked at, which is no proof that it is gone.
-                None => {
-                    scan.veths.contains(ifindex)
-                        && owners
-                            .of(&endpoint.interface)
-                            .is_some_and(|(pod, _)| pod == endpoint.local.pod)
-                }
-            };
+            // The device is gone, if need be with another one in its place.
+            let stays = self.bindings.get(*ifindex).is_some() && !scan.is_gone(&endpoint.device);
             if !stays && !matches!(endpoint.state, State::Detaching(_)) {
                 endpoint.state = State::Detaching(None);
             }
         }
-        for (ifindex, found) in &scan.interfaces {
-            let Some((pod, addresses)) = owners.of(found) else {
-                continue;
-            };
+        for binding in self.bindings.iter() {
+            let ifindex = binding.device.ifindex;
+            let pod = binding.pod_name();
             let local = LocalEndpoint {
-                ifindex: *ifindex,
-                host_interface: found.name.clone(),
-                interface: found.peer.name.clone(),
-                pod,
-                addresses,
-                is_router: false,
+                ifindex,
+                host_interface: binding.host_interface.clone(),
+                interface: binding.interface.clone(),
+                subject: binding.subject(&self.pods),
+                origin: binding.origin(),
+                addresses: binding.addresses.clone(),
+                is_router: self.settings.router_namespaces.contains(&pod.namespace),
                 records: false,
+                pod,
             };
-            match self.endpoints.get_mut(ifindex) {
+            let found = scan.interfaces.get(&ifindex);
+            match self.endpoints.get_mut(&ifindex) {
                 // Comes back when the old one is detached.
                 Some(known) if matches!(known.state, State::Detaching(_)) => {}
                 Some(known) => {
-                    known.interface = found.clone();
+                    known.device.clone_from(&binding.device);
+                    if let Some(found) = found {
+                        known.master = found.master;
+                    }
                     if known.local != local {
                         tracing::info!(
                             pod = %local.pod, interface = local.host_interface, addresses = ?local.addresses,
-                            "endpoint changed"
+                            known = subject_word(&local.subject), "endpoint changed"
                         );
                         known.local = local.clone();
                         self.pending.push(Change::Endpoint(local));
@@ -751,16 +845,46 @@ impl<K: Kernel> Engine<K> {
                 None => {
                     tracing::info!(
                         pod = %local.pod, interface = local.host_interface, addresses = ?local.addresses,
-                        "endpoint found"
+                        known = subject_word(&local.subject), "endpoint found"
                     );
                     self.pending.push(Change::Endpoint(local.clone()));
                     self.endpoints.insert(
-                        *ifindex,
+                        ifindex,
                         Endpoint {
-                            interface: found.clone(),
+                            device: binding.device.clone(),
                             local,
                             state: State::Programming { compiled: false },
+                            master: found.map_or(0, |found| found.master),
+                            told_master: None,
+                            untold: None,
                         },
+                    );
+                }
+            }
+        }
+    }
+
+    /// Tells the kernel of which device each endpoint's host side is a port.
+    fn tell_masters(&mut self, now: Instant) {
+        for (ifindex, endpoint) in &mut self.endpoints {
+            let failure = endpoint.untold.as_ref();
+            if endpoint.told_master == Some(endpoint.master)
+                || matches!(endpoint.state, State::Detaching(_))
+                || failure.is_some_and(|failure| !failure.backoff.is_due(now))
+            {
+                continue;
+            }
+            match self.kernel.set_master(*ifindex, endpoint.master) {
+                Ok(()) => {
+                    endpoint.told_master = Some(endpoint.master);
+                    endpoint.untold = None;
+                }
+                Err(error) => {
+                    let former = endpoint.untold.take();
+                    endpoint.untold = Some(Failure::after(former, &error, now));
+                    tracing::error!(
+                        pod = %endpoint.local.pod, interface = endpoint.local.host_interface, %error,
+                        "cannot say which device the interface is a port of; trying again"
                     );
                 }
             }
@@ -1016,9 +1140,9 @@ impl<K: Kernel> Engine<K> {
                 continue;
             }
             let interface = &endpoint.local.host_interface;
-            let haste = match self.announced.of(&endpoint.interface) {
-                Some(_) if !self.spares_clsact => Haste::Waited,
-                _ => Haste::None,
+            let haste = match endpoint.local.origin {
+                Origin::Announced if !self.spares_clsact => Haste::Waited,
+                Origin::Announced | Origin::Found | Origin::Secondary => Haste::None,
             };
             let outcome = self.kernel.attach(*ifindex, interface, haste);
             self.operations.note(ATTACH, &outcome);
@@ -1069,10 +1193,10 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn retry_at(&self) -> Option<Instant> {
-        let failures = self
-            .endpoints
-            .values()
-            .filter_map(|endpoint| endpoint.state.failure());
+        let failures = self.endpoints.values().flat_map(|endpoint| {
+            let untold = endpoint.untold.as_ref();
+            endpoint.state.failure().into_iter().chain(untold)
+        });
         let stuck = self.stuck.as_ref().map(|stuck| stuck.backoff.next());
         let exits = self.exits.retry_at();
         failures
@@ -1083,28 +1207,12 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// Which pod an interface is of.
-struct Owners<'a> {
-    announced: &'a Announced,
-    pods: &'a LocalPods,
-}
-
-impl Owners<'_> {
-    /// The pod, and those of the interface's addresses that are its own.
-    fn of(&self, interface: &Interface) -> Option<(ObjectName, Vec<IpAddr>)> {
-        let Some(announcement) = self.announced.of(interface) else {
-            let pod = self.pods.pod_of(interface)?;
-            return Some((pod.clone(), self.pods.addresses_of(pod, interface)));
-        };
-        let said = &announcement.attachment;
-        let pod = self.pods.name_of(&said.pod);
-        let mut addresses = said.addresses.clone();
-        for address in self.pods.claimed(&pod, interface) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        Some((pod, addresses))
+/// How much is known of an endpoint's pod, in a word.
+pub(super) fn subject_word(subject: &Subject) -> &'static str {
+    match subject {
+        Subject::Current => "now",
+        Subject::Held(_) => "formerly",
+        Subject::Unknown => "never",
     }
 }
 

@@ -11,6 +11,8 @@ use policy_core::model::{
     Requirement, Rule,
 };
 
+use policy_core::DirectionView;
+
 use super::*;
 use crate::dataplane::{ApplyError, Drift, LinkLayer, NetdevProgram};
 use crate::datastore::convert::Service;
@@ -23,6 +25,8 @@ struct Fake {
     refusals: Vec<Refusal>,
     pruned: usize,
     drifts: Vec<Drift>,
+    /// Interfaces that were ports of something.
+    masters: BTreeSet<u32>,
 }
 
 struct Refusal {
@@ -81,6 +85,15 @@ impl Kernel for Fake {
     fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
         self.try_to(format!("tunnel ports {ports:?}"))
             .map_err(|_| ApplyError::Full { table: "endpoints" })
+    }
+    fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        // What most interfaces are is not written down, for the other tests' sake.
+        if master == 0 && !self.masters.contains(&ifindex) {
+            return Ok(());
+        }
+        self.masters.insert(ifindex);
+        self.try_to(format!("master of {ifindex} is {master}"))
+            .map_err(|_| ApplyError::Full { table: "slots" })
     }
     fn attach(&mut self, ifindex: u32, _: &str, _: Haste) -> Result<(), AttachError> {
         self.attachment("attach", ifindex)
@@ -254,12 +267,15 @@ fn interface(ifindex: u32, last: u8) -> Interface {
     Interface {
         ifindex,
         name: format!("veth{ifindex}"),
+        hardware_address: Vec::new(),
+        master: 0,
         peer: Peer {
             netns: i32::from(last),
             ifindex: 2,
             name: "eth0".to_owned(),
         },
         addresses: vec![[10, 0, 0, last].into()],
+        link_local: Vec::new(),
     }
 }
 
@@ -336,15 +352,15 @@ fn nothing_is_programmed_before_the_first_load_is_complete() {
 
 #[test]
 fn programs_are_detached_before_the_row_goes() {
-    let rows: [(&str, Disturb); 3] = [
+    let rows: [(&str, Disturb); 2] = [
         ("the interface is gone", |engine| {
             engine.scanned(scan(&[(8, 2)]))
         }),
-        ("the pod is gone", |engine| {
-            engine.changed(vec![pod_gone("a")])
-        }),
-        ("the pod has another address", |engine| {
-            engine.changed(vec![pod("a", 9)])
+        ("another device has its index", |engine| {
+            let mut other = scan(&[(7, 99), (8, 2)]);
+            other.interfaces.remove(&7);
+            other.interfaces.insert(7, interface(7, 99));
+            engine.scanned(other);
         }),
     ];
     for (what, change) in rows {
@@ -374,8 +390,10 @@ fn an_interface_whose_other_side_cannot_be_read_stays_enforced() {
     fixture.step();
     assert_eq!(fixture.done(), [""; 0]);
     assert_eq!(fixture.engine.endpoints().count(), 2);
-    // Until its pod is gone.
     fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.step();
+    assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0]);
+    fixture.engine.scanned(scan(&[(8, 2)]));
     fixture.step();
     assert_eq!(
         fixture.done_of(&ENDPOINTS),
@@ -466,15 +484,11 @@ fn a_detachment_that_fails_keeps_the_row() {
     fixture.step();
     fixture.done();
     fixture.refuse("detach 7", 2);
-    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.engine.scanned(scan(&[(8, 2)]));
     assert!(fixture.step().is_some());
-    // Its pod unknown, it is denied everything, but its row stays.
-    assert_eq!(
-        fixture.done_of(&ENDPOINTS),
-        ["PutEndpoint 7", "PutEndpoint 7"]
-    );
-    // The pod is back meanwhile: the endpoint is made anew once the old one is gone.
-    fixture.engine.changed(vec![pod("a", 1)]);
+    assert_eq!(fixture.done_of(&ENDPOINTS), [""; 0]);
+    // It is back meanwhile: the endpoint is made anew once the old one is gone.
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
     assert_eq!(fixture.step_until_quiet(), 2);
     let done = fixture.done_of(&ENDPOINTS);
     assert!(position(&done, "detach 7") < position(&done, "DeleteEndpoint 7"));
@@ -546,7 +560,7 @@ fn endpoints_are_counted_by_state() {
     assert_eq!(count(&fixture), [0, 1, 1, 0], "one is attached");
     fixture.step_until_quiet();
     fixture.refuse("detach 7", 1);
-    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.engine.scanned(scan(&[(8, 2)]));
     fixture.step();
     assert_eq!(count(&fixture), [0, 0, 1, 1], "one cannot be detached");
     fixture.step_until_quiet();
@@ -575,7 +589,7 @@ fn what_is_asked_of_the_kernel_is_counted() {
     // The first row is of no endpoint: it says what tables these are.
     assert_eq!(tally(&fixture, "put_endpoint"), (3, 2));
     assert_eq!(tally(&fixture, "attach"), (2, 1));
-    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.engine.scanned(scan(&[(8, 2)]));
     fixture.step();
     assert_eq!(tally(&fixture, "delete_endpoint"), (1, 0));
     assert_eq!(tally(&fixture, "detach"), (1, 0));
@@ -765,10 +779,7 @@ fn an_announced_pod_that_is_not_known_is_denied_everything_and_waited_for() {
         .engine
         .changed(vec![unaddressed("web", "u1", "web")]);
     fixture.step();
-    assert_eq!(
-        deny_all(&fixture.engine),
-        ("shop/web (uid u2)".to_owned(), true)
-    );
+    assert_eq!(deny_all(&fixture.engine), ("shop/web".to_owned(), true));
     assert!(fixture.engine.is_enforced(&key("c1"), fixture.now).is_err());
 
     fixture
@@ -796,7 +807,7 @@ fn an_announced_endpoint_stays_until_it_is_retracted_or_its_device_goes() {
         .announce(announcement("c1", "web", "u1", 9, 3));
     fixture.step();
     fixture.done();
-    // The pod's object goes first: what still runs in the sandbox is denied everything.
+    // The pod's object goes first: what still runs in the sandbox goes on as it did.
     fixture.engine.changed(vec![pod_gone("web")]);
     fixture.step();
     assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0]);
@@ -816,17 +827,25 @@ fn an_announced_endpoint_stays_until_it_is_retracted_or_its_device_goes() {
     let addresses = |engine: &Engine<Fake>| {
         let mut endpoints = engine.endpoints();
         let found = endpoints.find(|(local, _)| local.ifindex == 9);
-        found.expect("an endpoint").0.addresses.clone()
+        let addresses = &found.expect("an endpoint").0.addresses;
+        addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
     };
     assert_eq!(
         addresses(&fixture.engine),
-        [IpAddr::from([10, 0, 0, 3])],
+        ["10.0.0.3"],
         "what the pod gave itself is not its own"
     );
     assert!(fixture.engine.retract(&key("c1")) && !fixture.engine.retract(&key("c1")));
     fixture.step();
+    assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0]);
+    assert_eq!(addresses(&fixture.engine), [""; 0], "they may be reused");
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
+    fixture.step();
     assert_eq!(
-        fixture.done_of(&ENDPOINTS),
+        fixture.done_of(&["attach", "detach", "DeleteEndpoint"]),
         ["detach 9", "DeleteEndpoint 9"]
     );
 
@@ -1246,7 +1265,11 @@ fn an_interface_that_becomes_an_endpoint_is_never_without_a_program() {
         ["attach 7", "exit from 7"]
     );
     assert!(fixture.engine.is_settled());
-    fixture.engine.changed(vec![pod_gone("a")]);
+    // Another device has its index, and is no pod's.
+    let mut other = scan(&[]);
+    other.veths.insert(7);
+    other.interfaces.insert(7, interface(7, 99));
+    fixture.engine.scanned(with_links(other, &[7], &[]));
     fixture.step_in_slices();
     assert_eq!(
         fixture.done_of(&["exit", "detach"]),
@@ -1325,4 +1348,344 @@ fn a_program_that_was_detached_is_attached_again() {
             ("table_pin", 1)
         ]
     );
+}
+
+/// What the compiler has of an endpoint: its pod, whether each direction is isolated by policies, its addresses.
+fn view(engine: &Engine<Fake>, ifindex: u32) -> (String, [Option<usize>; 2], Vec<String>) {
+    let views = engine.compiler.endpoints();
+    let view = views.into_iter().find(|view| view.ifindex == ifindex);
+    let view = view.expect("an endpoint");
+    let policies = |direction: Option<DirectionView>| direction.map(|view| view.policies.len());
+    let addresses = view.addresses.iter().map(ToString::to_string).collect();
+    (
+        view.pod.to_string(),
+        [policies(view.ingress), policies(view.egress)],
+        addresses,
+    )
+}
+
+/// A scan in which the pods gave their interfaces other addresses.
+fn bearing(mut scan: Scan, ifindex: u32, addresses: &[&str]) -> Scan {
+    if let Some(found) = scan.interfaces.get_mut(&ifindex) {
+        found.addresses = addresses
+            .iter()
+            .map(|address| address.parse().expect("address"))
+            .collect();
+    }
+    scan
+}
+
+/// Pod a (10.0.0.1, `app: web`) on interface 7, which hears everybody at one port, and b (10.0.0.2) on 8.
+fn one_web() -> Fixture {
+    let mut fixture = Fixture::new();
+    fixture.engine.changed(vec![
+        labelled("a", "u1", "web", 1),
+        pod("b", 2),
+        from_web(),
+        default_deny(),
+    ]);
+    fixture.engine.loaded();
+    fixture.engine.scanned(scan(&[(7, 1), (8, 2)]));
+    fixture.step();
+    fixture.done();
+    fixture
+}
+
+fn labelled(name: &str, uid: &str, label: &str, last: u8) -> ObjectChange {
+    let ObjectChange::Upsert(Object::Pod(PodObject::Pod { mut pod, node, .. })) =
+        unaddressed(name, uid, label)
+    else {
+        unreachable!()
+    };
+    pod.addresses = vec![[10, 0, 0, last].into()];
+    ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+        pod,
+        node,
+        dated: true,
+        host_addresses: Vec::new(),
+    }))
+}
+
+#[test]
+fn a_found_device_stays_its_pods_whatever_the_pod_and_the_api_do() {
+    let rows: [(&str, Disturb); 7] = [
+        ("its address is on another interface", |engine| {
+            engine.scanned(bearing(scan(&[(7, 1), (8, 2)]), 7, &[]));
+        }),
+        ("it bears a neighbour's address, too", |engine| {
+            let scan = bearing(scan(&[(7, 1), (8, 2)]), 7, &["10.0.0.1", "10.0.0.2"]);
+            engine.scanned(scan);
+        }),
+        ("it bears nothing but a neighbour's address", |engine| {
+            engine.scanned(bearing(scan(&[(7, 1), (8, 2)]), 7, &["10.0.0.2"]));
+        }),
+        ("its pod is gone", |engine| {
+            engine.changed(vec![pod_gone("a")])
+        }),
+        ("its pod has another address by the API", |engine| {
+            engine.changed(vec![labelled("a", "u1", "web", 9)]);
+        }),
+        ("its name is another pod's, here", |engine| {
+            engine.changed(vec![labelled("a", "u2", "other", 9)]);
+        }),
+        ("its name is another pod's, elsewhere", |engine| {
+            let ObjectChange::Upsert(Object::Pod(PodObject::Pod { pod, .. })) =
+                labelled("a", "u2", "other", 9)
+            else {
+                unreachable!()
+            };
+            engine.changed(vec![ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+                pod,
+                node: Some("n2".into()),
+                dated: true,
+                host_addresses: Vec::new(),
+            }))]);
+        }),
+    ];
+    for (what, disturb) in rows {
+        let mut fixture = one_web();
+        let (before, neighbour) = (view(&fixture.engine, 7), view(&fixture.engine, 8));
+        assert_eq!(before.1, [Some(2), Some(1)]);
+        disturb(&mut fixture.engine);
+        fixture.step();
+        assert_eq!(view(&fixture.engine, 7), before, "{what}");
+        assert_eq!(view(&fixture.engine, 8), neighbour, "{what}");
+        assert_eq!(fixture.done_of(&["attach", "detach"]), [""; 0], "{what}");
+        let owner = |last: u8| {
+            let owner = fixture
+                .engine
+                .compiler
+                .pod_of_address([10, 0, 0, last].into());
+            owner.map(|pod| pod.to_string())
+        };
+        assert_eq!(
+            owner(1).as_deref(),
+            Some("shop/a"),
+            "{what}: it stays a peer"
+        );
+        assert_eq!(owner(2).as_deref(), Some("shop/b"), "{what}");
+        assert!(fixture.engine.is_settled(), "{what}");
+
+        // What is written of policies goes on being about it.
+        fixture.engine.changed(vec![from_anywhere(80)]);
+        fixture.step();
+        assert_eq!(view(&fixture.engine, 7).1, [Some(3), Some(1)], "{what}");
+    }
+}
+
+#[test]
+fn a_successor_goes_on_with_what_was_known() {
+    let mut fixture = one_web();
+    let before = view(&fixture.engine, 7);
+    let written: Vec<_> = fixture.engine.take_changed_bindings().into_iter().collect();
+    assert_eq!(written, [7, 8]);
+    let bindings: Vec<Binding> = fixture.engine.bindings().iter().cloned().collect();
+    // The pod goes, and gives its interface another address, while no agent runs.
+    let mut successor = Fixture::new();
+    for binding in bindings {
+        successor.engine.adopt(binding);
+    }
+    successor
+        .engine
+        .changed(vec![pod("b", 2), from_web(), default_deny()]);
+    successor.engine.loaded();
+    let found = bearing(scan(&[(7, 1), (8, 2)]), 7, &["10.0.0.2"]);
+    successor.engine.scanned(found);
+    successor.step();
+    assert_eq!(view(&successor.engine, 7), before);
+    assert_eq!(view(&successor.engine, 8).0, "shop/b");
+    // The device goes.
+    successor.engine.take_changed_bindings();
+    successor.engine.scanned(scan(&[(8, 2)]));
+    successor.step();
+    assert_eq!(successor.engine.take_changed_bindings(), [7].into());
+    assert_eq!(successor.engine.endpoints().count(), 1);
+}
+
+#[test]
+fn a_device_that_leads_to_a_pods_namespace_is_the_pods() {
+    let second = |addresses: &[&str], link_local: &[[u8; 4]]| {
+        let mut found = bearing(scan(&[(7, 1), (8, 2), (9, 1)]), 9, addresses);
+        if let Some(found) = found.interfaces.get_mut(&9) {
+            found.peer.ifindex = 3;
+            found.peer.name = "v4if0".to_owned();
+            found.link_local = link_local.iter().map(|octets| (*octets).into()).collect();
+        }
+        found.addresses = [[192, 0, 2, 1].into()].into();
+        found
+    };
+    let mut fixture = one_web();
+    let first = view(&fixture.engine, 7);
+    fixture.engine.scanned(second(&[], &[]));
+    fixture.step();
+    let done = fixture.done();
+    assert!(position(&done, "PutEndpoint 9") < position(&done, "attach 9"));
+    let none: Vec<String> = Vec::new();
+    assert_eq!(
+        view(&fixture.engine, 9),
+        (first.0.clone(), first.1, none.clone())
+    );
+    fixture
+        .engine
+        .changed(vec![service("dns", &["10.96.0.10"])]);
+    fixture.step();
+    let rows: [(&[&str], &[[u8; 4]], &[&str]); 5] = [
+        (&[], &[[169, 254, 172, 5]], &["169.254.172.5"]),
+        (&["10.9.0.2"], &[], &["10.9.0.2"]),
+        (&["10.0.0.2"], &[], &[]),
+        (&["192.0.2.1"], &[], &[]),
+        (&["10.96.0.10"], &[], &[]),
+    ];
+    for (addresses, link_local, own) in rows {
+        fixture.engine.scanned(second(addresses, link_local));
+        fixture.step();
+        let what = format!("{addresses:?} {link_local:?}");
+        assert_eq!(view(&fixture.engine, 9).2, own, "{what}");
+        assert_eq!(view(&fixture.engine, 8).2, ["10.0.0.2"], "{what}");
+    }
+    // A pod of another node has the address: it is told of later, and yielded.
+    fixture.engine.scanned(second(&["10.9.0.2"], &[]));
+    fixture.step();
+    let ObjectChange::Upsert(Object::Pod(PodObject::Pod { mut pod, .. })) = pod("c", 3) else {
+        unreachable!()
+    };
+    pod.addresses = vec![[10, 9, 0, 2].into()];
+    pod.created = -1;
+    fixture
+        .engine
+        .changed(vec![ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+            pod,
+            node: Some("n2".into()),
+            dated: true,
+            host_addresses: Vec::new(),
+        }))]);
+    fixture.step();
+    assert_eq!(view(&fixture.engine, 9).2, none);
+    let owner = fixture.engine.compiler.pod_of_address([10, 9, 0, 2].into());
+    assert_eq!(owner.map(|pod| pod.to_string()).as_deref(), Some("shop/c"));
+
+    // The pod deletes its first interface: the second stays its own, and so does a third.
+    let mut third = scan(&[(8, 2), (9, 1), (10, 1)]);
+    for (ifindex, peer) in [(9, 3), (10, 4)] {
+        let found = third.interfaces.get_mut(&ifindex).expect("there");
+        found.peer.ifindex = peer;
+        found.addresses.clear();
+    }
+    fixture.engine.changed(vec![pod_gone("a")]);
+    fixture.engine.scanned(third);
+    fixture.step();
+    for ifindex in [9, 10] {
+        assert_eq!(view(&fixture.engine, ifindex).1, first.1, "{ifindex}");
+    }
+}
+
+#[test]
+fn a_second_device_is_only_named_where_the_operator_wants_it_so() {
+    let mut fixture = one_web();
+    fixture.engine.settings.secondaries = Secondaries::Report;
+    let mut found = scan(&[(7, 1), (8, 2), (9, 1)]);
+    if let Some(found) = found.interfaces.get_mut(&9) {
+        found.peer.ifindex = 3;
+        found.peer.name = "net1".to_owned();
+    }
+    fixture.engine.scanned(found);
+    fixture.step();
+    assert_eq!(fixture.done_of(&ENDPOINTS), [""; 0]);
+    let named: Vec<_> = fixture
+        .engine
+        .unenforced()
+        .iter()
+        .map(|named| (named.pod.to_string(), named.interface.clone()))
+        .collect();
+    assert_eq!(named, [("shop/a".to_owned(), "net1".to_owned())]);
+}
+
+#[test]
+fn pods_of_listed_namespaces_are_routers() {
+    let mut fixture = one_web();
+    let is_router =
+        |fixture: &Fixture| fixture.engine.endpoints().all(|(local, _)| local.is_router);
+    assert!(!is_router(&fixture));
+    fixture.engine.settings.router_namespaces = ["shop".into()].into();
+    fixture
+        .engine
+        .scanned(with_links(scan(&[(7, 1), (8, 2)]), &[2], &[]));
+    fixture.step();
+    assert!(is_router(&fixture));
+}
+
+#[test]
+fn the_kernel_knows_of_what_an_interface_is_a_port() {
+    let mut fixture = Fixture::with_two_endpoints();
+    let port_of = |master| {
+        let mut found = scan(&[(7, 1), (8, 2)]);
+        if let Some(found) = found.interfaces.get_mut(&7) {
+            found.master = master;
+        }
+        found
+    };
+    fixture.engine.scanned(port_of(4));
+    assert_eq!(fixture.step(), None);
+    let done = fixture.done();
+    assert!(position(&done, "master of 7 is 4") < position(&done, "attach 7"));
+    for master in [5, 0] {
+        fixture.engine.scanned(port_of(master));
+        fixture.step();
+        assert_eq!(fixture.done(), [format!("master of 7 is {master}")]);
+    }
+    fixture.refuse("master of 7", 2);
+    fixture.engine.scanned(port_of(6));
+    assert!(fixture.step().is_some(), "wants to try again");
+    assert_eq!(fixture.step_until_quiet(), 2);
+    assert_eq!(fixture.done(), ["master of 7 is 6"]);
+    // What cannot be looked at is what it was.
+    let mut unreadable = scan(&[(8, 2)]);
+    unreadable.veths.insert(7);
+    fixture.engine.scanned(unreadable);
+    fixture.step();
+    assert_eq!(fixture.done(), [""; 0]);
+}
+
+#[test]
+fn a_stale_status_does_not_decide_for_ever_whose_a_device_is() {
+    let mut fixture = Fixture::new();
+    // Pod b is newer, and its status has the address of before a reboot.
+    let stale = |last| labelled_at("b", 2, last);
+    fixture
+        .engine
+        .changed(vec![labelled_at("a", 1, 1), stale(1), default_deny()]);
+    fixture.engine.loaded();
+    fixture.engine.scanned(scan(&[(7, 1)]));
+    fixture.step();
+    assert_eq!(view(&fixture.engine, 7).0, "shop/b");
+    fixture.engine.changed(vec![stale(2)]);
+    fixture.step();
+    assert_eq!(view(&fixture.engine, 7).0, "shop/a");
+    // A pod that came later is not whose device it was.
+    let mut fixture = Fixture::new();
+    fixture
+        .engine
+        .changed(vec![labelled_at("a", 1, 1), default_deny()]);
+    fixture.engine.loaded();
+    fixture.engine.scanned(scan(&[(7, 1)]));
+    fixture.step();
+    fixture.engine.changed(vec![pod_gone("a"), stale(1)]);
+    fixture.step();
+    assert_eq!(view(&fixture.engine, 7).0, "shop/a");
+    assert_eq!(view(&fixture.engine, 7).2, [""; 0], "a live pod claims it");
+}
+
+fn labelled_at(name: &str, created: i64, last: u8) -> ObjectChange {
+    let ObjectChange::Upsert(Object::Pod(PodObject::Pod { mut pod, node, .. })) =
+        labelled(name, name, "web", last)
+    else {
+        unreachable!()
+    };
+    pod.created = created;
+    ObjectChange::Upsert(Object::Pod(PodObject::Pod {
+        pod,
+        node,
+        dated: true,
+        host_addresses: Vec::new(),
+    }))
 }

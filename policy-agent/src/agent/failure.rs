@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::backoff::Backoff;
-use crate::dataplane::AttachError;
 
 /// Why something fails, and when it is tried again.
 #[derive(Debug)]
@@ -14,7 +13,11 @@ pub(super) struct Failure {
 
 impl Failure {
     /// After one more failure, at `now`.
-    pub(super) fn after(previous: Option<Self>, error: &AttachError, now: Instant) -> Self {
+    pub(super) fn after(
+        previous: Option<Self>,
+        error: &impl std::fmt::Display,
+        now: Instant,
+    ) -> Self {
         let error = error.to_string();
         match previous {
             Some(mut failure) => {

@@ -10,6 +10,8 @@ pub trait Kernel {
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError>;
     /// See [`Dataplane::set_tunnel_ports`].
     fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError>;
+    /// See [`Dataplane::set_master`].
+    fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError>;
     /// See [`Dataplane::attach`].
     fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError>;
     /// See [`Dataplane::detach`].
@@ -36,6 +38,9 @@ impl Kernel for Dataplane {
     }
     fn set_tunnel_ports(&mut self, ports: [u16; 4]) -> Result<(), ApplyError> {
         self.set_tunnel_ports(ports)
+    }
+    fn set_master(&mut self, ifindex: u32, master: u32) -> Result<(), ApplyError> {
+        self.set_master(ifindex, master)
     }
     fn attach(&mut self, ifindex: u32, interface: &str, haste: Haste) -> Result<(), AttachError> {
         self.attach(ifindex, interface, haste)

@@ -1,7 +1,6 @@
 //! The daemon: wires datastore, discovery, engine and the two servers together, and runs until it is
 //! told to stop.
 
-mod attachment_files;
 mod attachments;
 mod backoff;
 mod drops;
@@ -15,11 +14,12 @@ mod operations;
 mod pod_starts;
 mod query;
 mod readiness;
+mod record_files;
 mod services;
 mod views;
 
-pub use attachments::{ATTACHMENTS, CniAnswer, CniQuery};
-pub use engine::{Arrival, EndpointState, Engine, StuckPlan};
+pub use attachments::{CniAnswer, CniQuery, RECORDS};
+pub use engine::{Arrival, EndpointSettings, EndpointState, Engine, StuckPlan};
 pub use exits::ExitState;
 pub use kernel::Kernel;
 pub use operations::{Operations, Tally};
@@ -124,7 +124,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.run_dir.join(SOCKET);
     let socket_listener = http::local::listen(&socket)
         .with_context(|| format!("local socket {}", socket.display()))?;
-    let discovery = endpoint::start().context("netlink, to look for pod interfaces")?;
+    let attachments = Attachments::open(&config.run_dir)?;
+    let discovery =
+        endpoint::start(attachments.expected()).context("netlink, to look for pod interfaces")?;
     let lookup = endpoint::Lookup::new().context("netlink, to look at pod interfaces")?;
 
     let (queries_in, queries) = mpsc::channel(WAITING_QUERIES);
@@ -152,8 +154,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let sizes = limits(&config.table_sizes);
     let losses = Losses::of_earlier_agents(&dataplane);
-    let engine = Engine::new(dataplane, sizes, config.node.clone(), former);
-    let attachments = Attachments::open(&config.run_dir)?;
+    let engine = Engine::new(dataplane, sizes, config.node.clone(), former)
+        .with_settings(config.endpoints.clone());
     let pod_starts = PodStarts::start(&config)?;
     let mut agent = Agent {
         engine,
@@ -173,7 +175,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         pod_starts,
         drifts,
     };
-    agent.adopt_attachments()?;
+    agent.adopt_attachments();
     agent.look_for_bandwidth();
     if agent.config.cni.is_some() || agent.engine.announced().iter().next().is_some() {
         agent.engine.expect_announcements();

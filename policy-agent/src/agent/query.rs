@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use policy_core::model::Subject;
 use tokio::sync::oneshot;
 
 use super::Agent;
@@ -185,6 +186,7 @@ impl Agent {
             dataplane.events_lost().map_err(|error| error.to_string())?;
         Ok(Snapshot {
             endpoints: self.engine.endpoint_counts(),
+            secondary_interfaces: self.engine.secondary_counts(),
             exits: self.engine.exit_counts(),
             policies: self.engine.compiler.policy_counts(),
             identities: self.engine.compiler.identity_count(),
@@ -216,6 +218,23 @@ impl Agent {
         for pod in self.engine.pods_without_interface() {
             notes.push(format!(
                 "pod {pod}: no interface on this node bears its address"
+            ));
+        }
+        for found in self.engine.unenforced() {
+            notes.push(format!(
+                "pod {}: its interface {} ({} here) is not enforced (PORTCULLIS_SECONDARY_INTERFACES=report)",
+                found.pod, found.interface, found.host_interface
+            ));
+        }
+        for (local, _) in self.engine.endpoints() {
+            let known = match local.subject {
+                Subject::Current => continue,
+                Subject::Held(_) => "stays enforced with the labels that the pod had last",
+                Subject::Unknown => "is denied everything, because nothing is known of the pod",
+            };
+            notes.push(format!(
+                "pod {} is not in the datastore, or another pod has its name: its interface {} ({} here) {known}",
+                local.pod, local.interface, local.host_interface
             ));
         }
         if let Ok((limited, full)) = self.engine.kernel.events_lost() {

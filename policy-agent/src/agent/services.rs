@@ -86,6 +86,11 @@ impl ServiceAddresses {
         self.own.clone_from(own);
     }
 
+    /// Whether an address is a Service's or this node's own.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.wanted(address).is_some()
+    }
+
     /// Whether [`Self::plan`] has anything to look at.
     pub(super) fn is_changed(&self) -> bool {
         !self.touched.is_empty()

@@ -7,7 +7,7 @@ mod kubeconfig;
 
 pub use api::{ApiConfig, ApiSettings};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,8 +17,10 @@ use std::sync::Arc;
 use clap::Args;
 use tracing::Level;
 
+use crate::agent::EndpointSettings;
 use crate::cni::CniSettings;
 use crate::dataplane::{self, AttachMode};
+use crate::endpoint::Secondaries;
 
 /// Settings as given: each flag is also an environment variable, and the flag wins.
 #[derive(Args, Clone, Debug)]
@@ -111,6 +113,24 @@ pub struct Settings {
         value_name = "MODE"
     )]
     pub attach_mode: String,
+    /// Pods' further interfaces, beside the one that Kubernetes knows of: `enforce`, by the pod's policies, or `report`
+    #[arg(
+        long,
+        env = "PORTCULLIS_SECONDARY_INTERFACES",
+        default_value = "enforce",
+        value_name = "WHAT"
+    )]
+    pub secondary_interfaces: String,
+
+    /// Namespaces whose pods are routers, and may send from addresses that are not their own: `NAME,...`
+    #[arg(
+        long,
+        env = "PORTCULLIS_ROUTER_NAMESPACES",
+        default_value = "",
+        value_name = "NAME,...",
+        hide_default_value = true
+    )]
+    pub router_namespaces: String,
 
     /// Whether this agent keeps policy-cni in the node's CNI configuration: true or false
     #[arg(
@@ -158,6 +178,8 @@ pub struct Config {
     pub attach_mode: AttachMode,
     /// The CNI configurations, to see which plugins there are.
     pub cni_conf_dir: PathBuf,
+    /// How endpoints are treated.
+    pub endpoints: EndpointSettings,
     /// What of the CNI plugin is to be kept installed, if it is.
     pub cni: Option<CniSettings>,
 }
@@ -329,6 +351,10 @@ impl Settings {
             table_sizes: table_sizes(&self.table_sizes)?,
             attach_mode: attach_mode(&self.attach_mode)?,
             cni_conf_dir: self.cni.directories.conf_dir.clone(),
+            endpoints: EndpointSettings {
+                secondaries: secondaries(&self.secondary_interfaces)?,
+                router_namespaces: router_namespaces(&self.router_namespaces)?,
+            },
             cni: boolean("PORTCULLIS_INSTALL_CNI", &self.install_cni)?.then(|| self.cni.clone()),
         })
     }
@@ -413,6 +439,47 @@ pub fn boolean(variable: &'static str, value: &str) -> Result<bool, ConfigError>
     }
 }
 
+fn secondaries(value: &str) -> Result<Secondaries, ConfigError> {
+    match value {
+        "enforce" => Ok(Secondaries::Enforce),
+        "report" => Ok(Secondaries::Report),
+        _ => Err(ConfigError::Unknown {
+            variable: "PORTCULLIS_SECONDARY_INTERFACES",
+            value: value.to_owned(),
+            choices: "enforce, report",
+        }),
+    }
+}
+
+fn router_namespaces(text: &str) -> Result<BTreeSet<Arc<str>>, ConfigError> {
+    let names = text.split(',').map(str::trim);
+    names
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            if is_namespace_name(name) {
+                return Ok(name.into());
+            }
+            Err(ConfigError::Malformed {
+                variable: "PORTCULLIS_ROUTER_NAMESPACES",
+                value: text.to_owned(),
+                why: format!(
+                    "{name:?} is no name of a namespace: 1 to 63 of a-z, 0-9 and '-', '-' neither first nor last"
+                ),
+            })
+        })
+        .collect()
+}
+
+/// Whether `name` is a DNS label (RFC 1123), as Kubernetes wants names of namespaces.
+fn is_namespace_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
 fn table_sizes(text: &str) -> Result<BTreeMap<String, u32>, ConfigError> {
     let mut sizes = BTreeMap::new();
     for part in text
@@ -462,6 +529,8 @@ mod tests {
             log_decisions: "false".to_owned(),
             table_sizes: String::new(),
             attach_mode: "auto".to_owned(),
+            secondary_interfaces: "enforce".to_owned(),
+            router_namespaces: String::new(),
             install_cni: "false".to_owned(),
             cni: CniSettings::default(),
         }
@@ -480,6 +549,15 @@ mod tests {
         assert_eq!(
             config.table_sizes,
             BTreeMap::from([("flows_v4".to_owned(), 262_144), ("peers".to_owned(), 7)])
+        );
+        assert_eq!(config.endpoints, EndpointSettings::default());
+        settings.secondary_interfaces = "report".to_owned();
+        settings.router_namespaces = " vpn, edge-routers ,".to_owned();
+        let endpoints = settings.validate().expect("valid").endpoints;
+        assert_eq!(endpoints.secondaries, Secondaries::Report);
+        assert_eq!(
+            endpoints.router_namespaces,
+            ["edge-routers".into(), "vpn".into()].into()
         );
         settings.nodename = None;
         let node = settings.validate().expect("valid").node;
@@ -526,6 +604,14 @@ mod tests {
             (
                 with(&|s| s.log_drops = "yes".to_owned()),
                 "PORTCULLIS_LOG_DROPS=\"yes\" is unknown; the choices are true, false".to_owned(),
+            ),
+            (
+                with(&|s| s.secondary_interfaces = "off".to_owned()),
+                "PORTCULLIS_SECONDARY_INTERFACES=\"off\" is unknown; the choices are enforce, report".to_owned(),
+            ),
+            (
+                with(&|s| s.router_namespaces = "vpn,VPN".to_owned()),
+                "PORTCULLIS_ROUTER_NAMESPACES=\"vpn,VPN\": \"VPN\" is no name of a namespace: 1 to 63 of a-z, ".to_owned(),
             ),
             (
                 with(&|s| s.table_sizes = "peers".to_owned()),

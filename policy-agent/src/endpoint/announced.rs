@@ -9,29 +9,7 @@ use std::collections::BTreeMap;
 use policy_cni::api::{Attachment, AttachmentKey};
 use serde::{Deserialize, Serialize};
 
-use super::{Interface, Scan};
-
-/// What tells one veth from another, even where an ifindex is used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Device {
-    /// Index of the host side.
-    pub ifindex: u32,
-    /// Our network namespace's id for the other side's.
-    pub netns: i32,
-    /// Index of the other side.
-    pub peer: u32,
-}
-
-impl Device {
-    fn of(interface: &Interface) -> Self {
-        Self {
-            ifindex: interface.ifindex,
-            netns: interface.peer.netns,
-            peer: interface.peer.ifindex,
-        }
-    }
-}
+use super::{Device, Interface, Scan};
 
 /// One announcement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +47,7 @@ impl Announced {
     pub fn put(&mut self, announcement: Announcement) {
         let key = announcement.attachment.key.clone();
         self.remove(&key);
-        if let Some(device) = announcement.device {
+        if let Some(device) = &announcement.device {
             self.by_ifindex.insert(device.ifindex, key.clone());
         }
         self.announcements.insert(key.clone(), announcement);
@@ -81,7 +59,7 @@ impl Announced {
         let Some(announcement) = self.announcements.remove(key) else {
             return false;
         };
-        if let Some(device) = announcement.device
+        if let Some(device) = &announcement.device
             && self.by_ifindex.get(&device.ifindex) == Some(key)
         {
             self.by_ifindex.remove(&device.ifindex);
@@ -106,19 +84,17 @@ impl Announced {
     pub fn of(&self, interface: &Interface) -> Option<&Announcement> {
         let key = self.by_ifindex.get(&interface.ifindex)?;
         let announcement = self.announcements.get(key)?;
-        (announcement.device == Some(Device::of(interface))).then_some(announcement)
+        let device = announcement.device.as_ref();
+        device
+            .is_some_and(|device| device.is(interface))
+            .then_some(announcement)
     }
 
     /// Binds announcements to the devices that were found, and forgets those whose device is gone.
     pub fn follow(&mut self, scan: &Scan) {
         let is_gone = |announcement: &&Announcement| {
-            announcement
-                .device
-                .is_some_and(|device| match scan.interfaces.get(&device.ifindex) {
-                    Some(found) => Device::of(found) != device,
-                    // Its other side could not be looked at, which is no proof that it is gone.
-                    None => !scan.veths.contains(&device.ifindex),
-                })
+            let device = announcement.device.as_ref();
+            device.is_some_and(|device| scan.is_gone(device))
         };
         let keys = |announcement: &Announcement| announcement.attachment.key.clone();
         let gone: Vec<_> = self.iter().filter(is_gone).map(keys).collect();
@@ -129,6 +105,18 @@ impl Announced {
                 "announced interface is gone"
             );
             self.remove(&key);
+        }
+        let moved = |announcement: &&Announcement| {
+            let device = announcement.device.as_ref();
+            let found = device.and_then(|device| scan.interfaces.get(&device.ifindex));
+            found.is_some_and(|found| device != Some(&Device::of(found)))
+        };
+        let moved: Vec<_> = self.iter().filter(moved).cloned().collect();
+        for mut announcement in moved {
+            let device = announcement.device.as_ref();
+            let found = device.and_then(|device| scan.interfaces.get(&device.ifindex));
+            announcement.device = found.map(Device::of);
+            self.put(announcement);
         }
         let unbound = |announcement: &&Announcement| announcement.device.is_none();
         let unbound: Vec<_> = self.iter().filter(unbound).cloned().collect();
@@ -192,12 +180,15 @@ mod tests {
         Interface {
             ifindex,
             name: format!("veth{ifindex}"),
+            hardware_address: Vec::new(),
+            master: 0,
             peer: Peer {
                 netns,
                 ifindex: 2,
                 name: "eth0".to_owned(),
             },
             addresses: vec![[10, 0, 0, last].into()],
+            link_local: Vec::new(),
         }
     }
 
@@ -238,7 +229,7 @@ mod tests {
             announced.follow(&scan);
             let device = announced
                 .get(&said.attachment.key)
-                .and_then(|found| found.device);
+                .and_then(|found| found.device.clone());
             assert_eq!(device.map(|device| device.ifindex), bound, "{said:?}");
         }
     }

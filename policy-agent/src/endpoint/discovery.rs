@@ -9,12 +9,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::AsyncSocket as _;
@@ -64,6 +68,14 @@ pub struct ScanReport {
 struct Requests {
     last: AtomicU64,
     wake: Notify,
+    /// Veths that no scan has had, and that are there all the same.
+    expected: Mutex<BTreeSet<u32>>,
+}
+
+impl Requests {
+    fn expected(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Discovery {
@@ -79,6 +91,11 @@ impl Discovery {
         self.requests.last.fetch_add(1, Ordering::SeqCst) + 1
     }
 
+    /// A veth is there: the next scan has to look for it by its index before it counts as gone.
+    pub fn expect(&self, ifindex: u32) {
+        self.requests.expected().insert(ifindex);
+    }
+
     /// The next report, `None` once discovery has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Report> {
         self.reports.recv().await
@@ -90,18 +107,22 @@ impl Discovery {
     }
 }
 
-/// Begins to look for interfaces; must be called within a tokio runtime.
+/// Begins to look for interfaces; must be called within a tokio runtime. `expected` are veths that may not count as
+/// gone unless the kernel says so of each.
 ///
 /// # Errors
 ///
 /// When netlink is not to be had.
-pub fn start() -> io::Result<Discovery> {
+pub fn start(expected: BTreeSet<u32>) -> io::Result<Discovery> {
     let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
     tokio::spawn(connection);
     let events = Events::subscribe()?;
     let appearing = Appearing::subscribe()?;
     let (reports_in, reports) = mpsc::channel(WAITING);
-    let requests = Arc::new(Requests::default());
+    let requests = Arc::new(Requests {
+        expected: Mutex::new(expected),
+        ..Requests::default()
+    });
     tokio::spawn(run(handle, events, appearing, requests.clone(), reports_in));
     Ok(Discovery { reports, requests })
 }
@@ -157,13 +178,19 @@ async fn run(
     requests: Arc<Requests>,
     reports: mpsc::Sender<Report>,
 ) {
+    // What the last scan had, and what was told of since.
+    let mut expected = BTreeSet::new();
     loop {
         let answers = requests.last.load(Ordering::SeqCst);
+        expected.append(&mut requests.expected());
         let began = Instant::now();
-        let mut result = appearing.tell_during(scan(&handle), &reports).await;
+        let mut result = appearing
+            .tell_during(scan(&handle, &expected), &reports)
+            .await;
         let took = began.elapsed();
         if let Ok(scan) = &mut result {
             appearing.complete(scan);
+            expected.clone_from(&scan.veths);
         }
         let report = Report::Scan(ScanReport { answers, result });
         if reports.send(report).await.is_err() {
@@ -241,6 +268,8 @@ impl Events {
 struct Veth {
     ifindex: u32,
     name: String,
+    hardware_address: Vec<u8>,
+    master: u32,
     /// Where the peer is; `None` when it is in the same namespace.
     netns: Option<i32>,
     peer: u32,
@@ -249,11 +278,14 @@ struct Veth {
 impl Veth {
     fn from_message(message: &LinkMessage) -> Option<Self> {
         let (mut name, mut netns, mut peer, mut is_veth) = (None, None, None, false);
+        let (mut hardware_address, mut master) = (Vec::new(), 0);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(given) => name = Some(given.clone()),
                 LinkAttribute::Link(given) => peer = Some(*given),
                 LinkAttribute::LinkNetNsId(given) => netns = Some(*given),
+                LinkAttribute::Address(given) => hardware_address.clone_from(given),
+                LinkAttribute::Controller(given) => master = *given,
                 LinkAttribute::LinkInfo(infos) => {
                     is_veth = infos
                         .iter()
@@ -265,19 +297,112 @@ impl Veth {
         is_veth.then_some(Self {
             ifindex: message.header.index,
             name: name?,
+            hardware_address,
+            master,
             netns,
             peer: peer?,
         })
     }
 }
 
+/// How often a dump is asked for that changes keep interrupting.
+const TRIES: usize = 3;
+
+/// All that the kernel answers to a dump request. Where something changes meanwhile it may leave out what stays, and
+/// says so (NLM_F_DUMP_INTR): then it is asked again. The last answer is taken as it is, because every change is
+/// followed by an event and so by another scan.
+async fn dump(
+    handle: &Handle,
+    request: RouteNetlinkMessage,
+) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut told = Vec::new();
+    for _ in 0..TRIES {
+        let mut message = NetlinkMessage::from(request.clone());
+        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut replies = handle.clone().request(message).map_err(io::Error::other)?;
+        told.clear();
+        let mut is_interrupted = false;
+        while let Some(reply) = replies.next().await {
+            is_interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
+            match reply.payload {
+                NetlinkPayload::InnerMessage(message) => told.push(message),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(error.to_io());
+                }
+                _ => {}
+            }
+        }
+        if !is_interrupted {
+            break;
+        }
+    }
+    Ok(told)
+}
+
+async fn addresses_told(
+    handle: &Handle,
+    request: AddressMessage,
+) -> io::Result<Vec<AddressMessage>> {
+    let told = dump(handle, RouteNetlinkMessage::GetAddress(request)).await?;
+    let addresses = told.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(address) => Some(address),
+        _ => None,
+    });
+    Ok(addresses.collect())
+}
+
+async fn links_told(handle: &Handle) -> io::Result<Vec<LinkMessage>> {
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let links = dump(handle, request).await?.into_iter();
+    let links = links.filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    });
+    Ok(links.collect())
+}
+
+/// The interface of this index, if there is one.
+async fn link(handle: &Handle, ifindex: u32) -> io::Result<Option<LinkMessage>> {
+    let request = handle.link().get().match_index(ifindex);
+    let replies: Result<Vec<_>, _> = request.execute().try_collect().await;
+    match replies {
+        Ok(replies) => Ok(replies.into_iter().next()),
+        Err(rtnetlink::Error::NetlinkError(error)) => {
+            let error = error.to_io();
+            match error.raw_os_error() {
+                Some(libc::ENODEV) => Ok(None),
+                _ => Err(error),
+            }
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// Adds those of the expected interfaces that are missing among `links` and there all the same.
+async fn add_missed(
+    handle: &Handle,
+    links: &mut Vec<LinkMessage>,
+    expected: &BTreeSet<u32>,
+) -> io::Result<()> {
+    let told: BTreeSet<u32> = links.iter().map(|link| link.header.index).collect();
+    for ifindex in expected.difference(&told) {
+        if let Some(missed) = link(handle, *ifindex).await? {
+            tracing::debug!(ifindex, "the kernel left an interface out, which is there");
+            links.push(missed);
+        }
+    }
+    Ok(())
+}
+
 /// Every veth here with a peer elsewhere, and the addresses of that peer; the other interfaces; our own addresses.
-async fn scan(handle: &Handle) -> io::Result<Scan> {
+/// What is not among all interfaces, though it is `expected`, is asked for by itself.
+async fn scan(handle: &Handle, expected: &BTreeSet<u32>) -> io::Result<Scan> {
     let mut scan = Scan::default();
     let mut by_netns: BTreeMap<i32, Vec<Veth>> = BTreeMap::new();
     let mut tunnels = Gathering::default();
-    let mut links = Box::pin(handle.link().get().execute());
-    while let Some(message) = links.try_next().await.map_err(io::Error::other)? {
+    let mut links = links_told(handle).await?;
+    add_missed(handle, &mut links, expected).await?;
+    for message in links {
         tunnels.add(&message);
         if let Some(link) = Link::from_message(&message) {
             scan.links.insert(message.header.index, link);
@@ -326,10 +451,17 @@ async fn peers(handle: &Handle, netns: i32, veths: &[Veth]) -> io::Result<Vec<In
         if peer.peer != veth.ifindex {
             continue;
         }
+        let addresses = addresses(handle, netns, peer.ifindex).await?;
+        let (link_local, addresses) = addresses
+            .into_iter()
+            .partition(|address| matches!(address, IpAddr::V4(v4) if v4.is_link_local()));
         interfaces.push(Interface {
             ifindex: veth.ifindex,
             name: veth.name.clone(),
-            addresses: addresses(handle, netns, peer.ifindex).await?,
+            hardware_address: veth.hardware_address.clone(),
+            master: veth.master,
+            addresses,
+            link_local,
             peer: Peer {
                 netns,
                 ifindex: peer.ifindex,
@@ -341,17 +473,12 @@ async fn peers(handle: &Handle, netns: i32, veths: &[Veth]) -> io::Result<Vec<In
 }
 
 async fn addresses(handle: &Handle, netns: i32, ifindex: u32) -> io::Result<Vec<IpAddr>> {
-    let mut request = handle.address().get();
-    let message = request.message_mut();
-    message.header.index = ifindex;
-    message
+    let mut request = AddressMessage::default();
+    request.header.index = ifindex;
+    request
         .attributes
         .push(AddressAttribute::TargetNetNsId(netns));
-    let messages: Vec<_> = request
-        .execute()
-        .try_collect()
-        .await
-        .map_err(io::Error::other)?;
+    let messages = addresses_told(handle, request).await?;
     let mut addresses: Vec<_> = messages
         .iter()
         .filter(|message| message.header.index == ifindex)
@@ -364,13 +491,7 @@ async fn addresses(handle: &Handle, netns: i32, ifindex: u32) -> io::Result<Vec<
 
 /// All addresses of this network namespace by which it can be reached.
 async fn own_addresses(handle: &Handle) -> io::Result<BTreeSet<IpAddr>> {
-    let messages: Vec<_> = handle
-        .address()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(io::Error::other)?;
+    let messages = addresses_told(handle, AddressMessage::default()).await?;
     let addresses = messages.iter().filter_map(local_address);
     Ok(addresses
         .filter(|address| !address.is_loopback() && !address.is_multicast())
@@ -380,7 +501,7 @@ async fn own_addresses(handle: &Handle) -> io::Result<BTreeSet<IpAddr>> {
 /// The address of a pod's interface.
 fn address(message: &AddressMessage) -> Option<IpAddr> {
     local_address(message).filter(|address| match address {
-        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+        IpAddr::V4(v4) => !v4.is_loopback(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
     })
 }

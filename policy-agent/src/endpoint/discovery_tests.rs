@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::dataplane::{LinkLayer, NetdevProgram};
-use crate::endpoint::Tunnels;
+use crate::endpoint::{Device, Tunnels};
 
 /// Namespaces that go when this does, whatever happened.
 struct Netns(Vec<String>);
@@ -106,7 +106,7 @@ fn finds_and_follows_pod_interfaces() {
     let (inner_node, inner_pod) = (node.clone(), pod.clone());
     within(&node, async move || {
         let (node, pod) = (inner_node, inner_pod);
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         let empty = until(&mut discovery, "nothing there", |_| true).await;
         // Some kernels make tunnels in every namespace.
         let empty = Scan {
@@ -164,7 +164,7 @@ fn finds_and_follows_pod_interfaces() {
             [address("10.9.0.5"), address("fd00:9::5")],
             "no link-local address"
         );
-        assert!(now.is_same_device(&first));
+        assert!(Device::of(&first).is(&now));
 
         // Not pods: both ends on the node, and other kinds of interface.
         ip(&[
@@ -193,7 +193,7 @@ fn finds_and_follows_what_is_the_nodes_own() {
     let inner_node = node.clone();
     within(&node, async move || {
         let ip = |arguments: &[&str]| ip(&[&["-n", &inner_node], arguments].concat());
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         ip(&["link", "set", "lo", "up"]);
         ip(&["addr", "add", "192.0.2.9/32", "dev", "lo"]);
         ip(&[
@@ -263,7 +263,7 @@ fn an_interface_is_told_of_before_a_scan_has_it() {
                 "192.0.2.1",
             ]);
         };
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         until(&mut discovery, "nothing there", |_| true).await;
         ip(&["-n", &node, "link", "add", "pcl-veth", "type", "veth"]);
         ip(&["-n", &node, "link", "add", "pcl-br", "type", "bridge"]);
@@ -324,7 +324,7 @@ fn a_neighbouring_nodes_pods_are_not_ours() {
         (two, &["10.9.0.2"]),
     ] {
         let found = within(&node, async || {
-            let mut discovery = start().expect("netlink");
+            let mut discovery = start(BTreeSet::new()).expect("netlink");
             let scan = until(&mut discovery, "the first scan", |_| true).await;
             let interfaces = scan.interfaces.into_values();
             let mut addresses: Vec<_> = interfaces
@@ -345,7 +345,7 @@ fn a_requested_scan_sees_what_was_there_before_the_request() {
     let inner = (node.clone(), pod);
     within(&node, async move || {
         let (node, pod) = inner;
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         for round in 0..5 {
             let name = format!("pcl-h{round}");
             let peer = format!("eth{round}");
@@ -381,7 +381,7 @@ fn finds_and_follows_tunnels() {
             let arguments: Vec<_> = arguments.split(' ').collect();
             ip(&[&["-n", &inner_node], arguments.as_slice()].concat());
         };
-        let mut discovery = start().expect("netlink");
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
         ip("link add vx0 type vxlan id 1 dstport 8472 nolearning remote 192.0.2.2");
         let scan = until(&mut discovery, "a device", |scan| {
             scan.links.values().any(|link| link.name == "vx0")
@@ -458,5 +458,72 @@ fn finds_and_follows_tunnels() {
             scan.tunnels == Tunnels::default()
         })
         .await;
+    });
+}
+
+/// A dump that a change interrupts leaves out interfaces that stay: here it leaves out all.
+#[test]
+fn an_interface_counts_as_gone_only_where_the_kernel_says_so_of_it() {
+    let mut netns = Netns::new();
+    let (node, pod) = (netns.add("gone-node"), netns.add("gone-pod"));
+    let inner = (node.clone(), pod);
+    within(&node, async move || {
+        let (node, pod) = inner;
+        ip(&[
+            "-n", &node, "link", "add", "pcl-h0", "index", "50", "type", "veth", "peer", "name",
+            "eth0", "netns", &pod,
+        ]);
+        ip(&[
+            "-n", &node, "link", "add", "pcl-br", "index", "60", "type", "bridge",
+        ]);
+        ip(&["-n", &node, "link", "set", "pcl-h0", "master", "pcl-br"]);
+        let (connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().expect("netlink");
+        tokio::spawn(connection);
+        let mut links = Vec::new();
+        add_missed(&handle, &mut links, &[50, 51].into())
+            .await
+            .expect("answers");
+        let missed: Vec<_> = links.iter().map(|link| link.header.index).collect();
+        assert_eq!(missed, [50]);
+        let scan = scan(&handle, &[50, 51].into()).await.expect("a scan");
+        assert_eq!(scan.veths, [50].into());
+        let found = &scan.interfaces[&50];
+        assert_eq!((found.master, found.hardware_address.len()), (60, 6));
+    });
+}
+
+#[test]
+fn a_pods_side_that_moves_is_the_same_device() {
+    let mut netns = Netns::new();
+    let names = ["mv-node", "mv-pod", "mv-inner"].map(|name| netns.add(name));
+    let inner = names.clone();
+    within(&names[0], async move || {
+        let [node, pod, inner] = inner;
+        ip(&[
+            "-n", &node, "link", "add", "pcl-h0", "type", "veth", "peer", "name", "eth0", "netns",
+            &pod,
+        ]);
+        ip(&["-n", &pod, "addr", "add", "169.254.1.5/32", "dev", "eth0"]);
+        let mut discovery = start(BTreeSet::new()).expect("netlink");
+        let found = until(&mut discovery, "a veth", |scan| {
+            scan.interfaces
+                .values()
+                .any(|found| !found.link_local.is_empty())
+        })
+        .await;
+        let first = found.interfaces.values().next().expect("one").clone();
+        assert!(first.addresses.is_empty(), "link-local ones are apart");
+        ip(&["-n", &pod, "link", "set", "eth0", "netns", &inner]);
+        let moved = until(&mut discovery, "elsewhere", |scan| {
+            let netns = |found: &Interface| found.peer.netns;
+            scan.interfaces
+                .values()
+                .map(netns)
+                .any(|now| now != first.peer.netns)
+        })
+        .await;
+        let moved = moved.interfaces.values().next().expect("one");
+        assert!(Device::of(&first).is(moved));
     });
 }

@@ -1,6 +1,6 @@
 //! The pods of this node and their addresses.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use policy_core::model::{ObjectName, Pod};
 
 use super::Interface;
 
-/// The live, non-host-network pods of this node.
+/// The pods of this node, those on the host's network aside.
 #[derive(Debug)]
 pub struct LocalPods {
     node: Arc<str>,
@@ -19,15 +19,23 @@ pub struct LocalPods {
 
 #[derive(Debug)]
 struct Claim {
-    created: i64,
-    addresses: Vec<IpAddr>,
-    uid: Arc<str>,
+    pod: Arc<Pod>,
 }
 
 impl Claim {
     /// Whether it is the pod that the kubelet means. Not every runtime or datastore has uids.
     fn is_of(&self, pod: &PodReference) -> bool {
-        self.uid.is_empty() || pod.uid.is_empty() || *self.uid == *pod.uid
+        let uid = &self.pod.uid;
+        uid.is_empty() || pod.uid.is_empty() || **uid == *pod.uid
+    }
+
+    /// The addresses that it owns; a pod that has ended owns none.
+    fn addresses(&self) -> &[IpAddr] {
+        if self.pod.terminated {
+            &[]
+        } else {
+            &self.pod.addresses
+        }
     }
 }
 
@@ -46,18 +54,16 @@ impl LocalPods {
     /// an address on an interface of this node is proof enough.
     pub fn put(&mut self, pod: &Pod, node: Option<&str>) {
         self.remove(&pod.name);
-        if pod.terminated || node.is_some_and(|node| node != &*self.node) {
+        if node.is_some_and(|node| node != &*self.node) {
             return;
         }
-        for address in &pod.addresses {
+        let claim = Claim {
+            pod: Arc::new(pod.clone()),
+        };
+        for address in claim.addresses() {
             let claims = self.owners.entry(*address).or_default();
             claims.insert((pod.created, pod.name.clone()));
         }
-        let claim = Claim {
-            created: pod.created,
-            addresses: pod.addresses.clone(),
-            uid: pod.uid.clone(),
-        };
         self.pods.insert(pod.name.clone(), claim);
     }
 
@@ -66,59 +72,51 @@ impl LocalPods {
         let Some(claim) = self.pods.remove(name) else {
             return;
         };
-        for address in claim.addresses {
-            if let Some(claims) = self.owners.get_mut(&address) {
-                claims.remove(&(claim.created, name.clone()));
+        for address in claim.addresses() {
+            if let Some(claims) = self.owners.get_mut(address) {
+                claims.remove(&(claim.pod.created, name.clone()));
                 if claims.is_empty() {
-                    self.owners.remove(&address);
+                    self.owners.remove(address);
                 }
             }
         }
     }
 
-    /// The pod that `interface` belongs to: the newest that claims one of its addresses.
+    /// The pods that claim addresses of `interface`, each the newest that claims one, with those addresses.
     #[must_use]
-    pub fn pod_of(&self, interface: &Interface) -> Option<&ObjectName> {
-        interface
-            .addresses
-            .iter()
-            .find_map(|address| self.owner(address))
+    pub fn claimants(&self, interface: &Interface) -> BTreeMap<&ObjectName, Vec<IpAddr>> {
+        let mut claimants: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for address in &interface.addresses {
+            if let Some(name) = self.owner(address) {
+                claimants.entry(name).or_default().push(*address);
+            }
+        }
+        claimants
     }
 
-    /// `interface`'s addresses, those of the pod first.
+    /// The newest live pod that claims an address.
     #[must_use]
-    pub fn addresses_of(&self, pod: &ObjectName, interface: &Interface) -> Vec<IpAddr> {
-        let own = |address: &&IpAddr| self.owner(address) == Some(pod);
-        let first = interface.addresses.iter().filter(own);
-        let rest = interface.addresses.iter().filter(|address| !own(address));
-        first.chain(rest).copied().collect()
+    pub fn owner(&self, address: &IpAddr) -> Option<&ObjectName> {
+        self.owners.get(address)?.last().map(|(_, name)| name)
     }
 
-    /// Those of `interface`'s addresses that the datastore says are the pod's.
-    pub fn claimed(&self, pod: &ObjectName, interface: &Interface) -> impl Iterator<Item = IpAddr> {
-        let claimed = self.pods.get(pod).map(|claim| &claim.addresses);
-        let claimed = claimed.into_iter().flatten().copied();
-        claimed.filter(|address| interface.addresses.contains(address))
+    /// A pod of this node by its name.
+    #[must_use]
+    pub fn named(&self, name: &ObjectName) -> Option<&Arc<Pod>> {
+        self.pods.get(name).map(|claim| &claim.pod)
     }
 
-    /// Whether the pod that the kubelet means is known.
+    /// The pod that the kubelet means, as the datastore has it.
+    #[must_use]
+    pub fn current(&self, pod: &PodReference) -> Option<&Arc<Pod>> {
+        let claim = self.pods.get(&ObjectName::new(&pod.namespace, &pod.name))?;
+        claim.is_of(pod).then_some(&claim.pod)
+    }
+
+    /// Whether the pod that the kubelet means is known, and has not ended.
     #[must_use]
     pub fn knows(&self, pod: &PodReference) -> bool {
-        let name = ObjectName::new(&pod.namespace, &pod.name);
-        self.pods.get(&name).is_some_and(|claim| claim.is_of(pod))
-    }
-
-    /// What the pod that the kubelet means is to be called. Where its name is another pod's by now, it
-    /// gets one that no pod can have: no policy is known to be about it, so it is denied everything.
-    #[must_use]
-    pub fn name_of(&self, pod: &PodReference) -> ObjectName {
-        let name = ObjectName::new(&pod.namespace, &pod.name);
-        match self.pods.get(&name) {
-            Some(claim) if !claim.is_of(pod) => {
-                ObjectName::new(&pod.namespace, &format!("{} (uid {})", pod.name, pod.uid))
-            }
-            _ => name,
-        }
+        self.current(pod).is_some_and(|pod| !pod.terminated)
     }
 
     /// Pods of this node that have no address yet, sorted.
@@ -127,7 +125,7 @@ impl LocalPods {
         let mut names: Vec<_> = self
             .pods
             .iter()
-            .filter(|(_, claim)| claim.addresses.is_empty())
+            .filter(|(_, claim)| !claim.pod.terminated && claim.pod.addresses.is_empty())
             .map(|(name, _)| name.clone())
             .collect();
         names.sort();
@@ -140,15 +138,11 @@ impl LocalPods {
         let mut names: Vec<_> = self
             .pods
             .iter()
-            .filter(|(_, claim)| !claim.addresses.is_empty())
+            .filter(|(_, claim)| !claim.addresses().is_empty())
             .map(|(name, _)| name.clone())
             .collect();
         names.sort();
         names
-    }
-
-    fn owner(&self, address: &IpAddr) -> Option<&ObjectName> {
-        self.owners.get(address)?.last().map(|(_, name)| name)
     }
 }
 
@@ -176,6 +170,8 @@ mod tests {
         Interface {
             ifindex: 7,
             name: "veth7".into(),
+            hardware_address: Vec::new(),
+            master: 0,
             peer: Peer {
                 netns: 0,
                 ifindex: 2,
@@ -185,6 +181,7 @@ mod tests {
                 .iter()
                 .map(|a| a.parse().expect("address"))
                 .collect(),
+            link_local: Vec::new(),
         }
     }
 
@@ -192,8 +189,8 @@ mod tests {
     fn the_newest_live_local_pod_owns_an_address() {
         let mut pods = LocalPods::new("n1".into());
         let owner = |pods: &LocalPods| {
-            pods.pod_of(&interface(&["10.0.0.5"]))
-                .map(|name| name.name.to_string())
+            let owner = pods.owner(&[10, 0, 0, 5].into());
+            owner.map(|name| name.name.to_string())
         };
         assert_eq!(owner(&pods), None);
         pods.put(&pod("a", 10, &["10.0.0.5"]), None);
@@ -206,24 +203,24 @@ mod tests {
         assert_eq!(owner(&pods).as_deref(), Some("a"));
         pods.put(&pod("a", 10, &["10.0.0.6"]), None);
         assert_eq!(owner(&pods), None);
-        pods.remove(&ObjectName::new("shop", "a"));
+        for name in ["a", "b"] {
+            pods.remove(&ObjectName::new("shop", name));
+        }
         assert!(pods.owners.is_empty() && pods.pods.is_empty());
     }
 
     #[test]
-    fn the_pods_own_addresses_come_first() {
+    fn an_interface_may_bear_addresses_of_several_pods() {
         let mut pods = LocalPods::new("n1".into());
         pods.put(&pod("a", 1, &["10.0.0.5"]), None);
-        let interface = interface(&["10.0.0.4", "10.0.0.5"]);
-        let addresses = pods.addresses_of(&ObjectName::new("shop", "a"), &interface);
-        assert_eq!(
-            addresses,
-            [
-                "10.0.0.5".parse::<IpAddr>().expect("v4"),
-                "10.0.0.4".parse().expect("v4")
-            ]
-        );
-        assert_eq!(pods.pod_of(&interface).map(|p| &*p.name), Some("a"));
+        pods.put(&pod("b", 2, &["10.0.0.4", "10.0.0.6"]), None);
+        let interface = interface(&["10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7"]);
+        let claimants = pods.claimants(&interface);
+        let claimants: Vec<_> = claimants
+            .into_iter()
+            .map(|(name, addresses)| (&*name.name, addresses.len()))
+            .collect();
+        assert_eq!(claimants, [("a", 1), ("b", 2)]);
     }
 
     #[test]
@@ -235,13 +232,14 @@ mod tests {
             uid: uid.to_owned(),
         };
         assert!(!pods.knows(&meant("u1")));
-        assert_eq!(&*pods.name_of(&meant("u1")).name, "a");
         let mut current = pod("a", 1, &[]);
         current.uid = "u2".into();
         pods.put(&current, None);
         assert!(!pods.knows(&meant("u1")) && pods.knows(&meant("u2")) && pods.knows(&meant("")));
-        assert_eq!(&*pods.name_of(&meant("u1")).name, "a (uid u1)");
-        assert_eq!(&*pods.name_of(&meant("u2")).name, "a");
+        assert!(pods.current(&meant("u1")).is_none());
+        current.terminated = true;
+        pods.put(&current, None);
+        assert!(!pods.knows(&meant("u2")) && pods.current(&meant("u2")).is_some());
         pods.put(&pod("a", 1, &[]), None);
         assert!(pods.knows(&meant("u1")), "a datastore without uids");
     }

@@ -4,16 +4,22 @@
 //! addresses, the interfaces by which packets leave it (`link`, and `appearing` for those that are new) and its tunnels
 //! (`tunnels`); `local` knows the pods of this node; an interface
 //! and a pod belong together when the CNI plugin said so (`announced`), else when the interface bears one
-//! of the pod's addresses.
+//! of the pod's addresses as it is first seen, or leads to the network namespace of an interface that is the
+//! pod's. From then on they do until the device is gone (`bindings`).
 
 mod announced;
 mod appearing;
+mod bindings;
+mod device;
 mod discovery;
+mod known_pod;
 mod link;
 mod local;
 mod tunnels;
 
-pub use announced::{Announced, Announcement, Device};
+pub use announced::{Announced, Announcement};
+pub use bindings::{Binding, Bindings, Evidence, Secondaries, Unenforced};
+pub use device::Device;
 pub use discovery::{Discovery, Lookup, Report, ScanReport, start};
 pub use link::Link;
 pub use local::LocalPods;
@@ -29,20 +35,16 @@ pub struct Interface {
     pub ifindex: u32,
     /// Name of the host side.
     pub name: String,
+    /// Hardware address of the host side; empty where it is not known.
+    pub hardware_address: Vec<u8>,
+    /// Index of the device that the host side is a port of, such as a bridge; 0 for none.
+    pub master: u32,
     /// The other side.
     pub peer: Peer,
     /// Addresses on the other side, without link-local ones.
     pub addresses: Vec<IpAddr>,
-}
-
-impl Interface {
-    /// Whether `other` is the same device: an ifindex alone may have been reused.
-    #[must_use]
-    pub fn is_same_device(&self, other: &Self) -> bool {
-        self.ifindex == other.ifindex
-            && self.peer.netns == other.peer.netns
-            && self.peer.ifindex == other.peer.ifindex
-    }
+    /// IPv4 link-local addresses there. Only on a pod's further interfaces they are addresses like others.
+    pub link_local: Vec<IpAddr>,
 }
 
 /// The pod's side of an [`Interface`].
@@ -72,6 +74,15 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Whether a device is not there any more. That its other side could not be looked at is no proof of it.
+    #[must_use]
+    pub fn is_gone(&self, device: &Device) -> bool {
+        match self.interfaces.get(&device.ifindex) {
+            Some(found) => !device.is(found),
+            None => !self.veths.contains(&device.ifindex),
+        }
+    }
+
     /// Adds an interface that was looked at since, or by itself.
     pub fn add(&mut self, interface: Interface) {
         self.veths.insert(interface.ifindex);

@@ -117,6 +117,7 @@ impl Scrape {
     fn enforcement(&self, page: &mut Page<'_>) -> fmt::Result {
         let Snapshot {
             endpoints,
+            secondary_interfaces,
             exits,
             policies,
             ..
@@ -125,6 +126,13 @@ impl Scrape {
             "endpoints",
             "Pod interfaces of this node, by how far their enforcement has come.",
             endpoints
+                .iter()
+                .map(|(state, count)| ([("state", *state)], *count)),
+        )?;
+        page.gauges(
+            "secondary_interfaces",
+            "Pods' interfaces beside the one that Kubernetes knows of, by whether they are enforced.",
+            secondary_interfaces
                 .iter()
                 .map(|(state, count)| ([("state", *state)], *count)),
         )?;

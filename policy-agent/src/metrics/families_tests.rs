@@ -71,6 +71,7 @@ fn fresh() -> Scrape {
                 ..Report::default()
             }),
             endpoints: EndpointState::WORDS.map(|word| (word, 0)).into(),
+            secondary_interfaces: [("enforced", 0), ("reported", 0)],
             exits: ExitState::WORDS.map(|word| (word, 0)).into(),
             tables: tables.collect(),
             counters: counters.collect(),

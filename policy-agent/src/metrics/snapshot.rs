@@ -16,6 +16,8 @@ use crate::report::{Condition, PodStartsStatus};
 pub struct Snapshot {
     /// Endpoints by state; every state is there.
     pub endpoints: BTreeMap<&'static str, usize>,
+    /// Pods' further interfaces, enforced or only named.
+    pub secondary_interfaces: [(&'static str, usize); 2],
     /// Exits by state; every state is there.
     pub exits: BTreeMap<&'static str, usize>,
     /// Policies by status.

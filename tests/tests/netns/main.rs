@@ -7,6 +7,7 @@
     reason = "a test's set-up that fails should fail the test, where it stands"
 )]
 
+mod bindings;
 mod cluster;
 mod demo;
 mod documents;

@@ -28,7 +28,7 @@ pub(super) struct Setting {
 }
 
 /// Every entry. Not here: what other parts of the manifest depend on, such as HEALTH_ADDR.
-pub(super) const IN_CONFIG_MAP: [Setting; 14] = [
+pub(super) const IN_CONFIG_MAP: [Setting; 16] = [
     Setting {
         key: "datastore_type",
         variable: "DATASTORE_TYPE",
@@ -96,6 +96,16 @@ pub(super) const IN_CONFIG_MAP: [Setting; 14] = [
         "table_sizes",
         "PORTCULLIS_TABLE_SIZES",
         "sizes of BPF maps where the defaults do not fit: flows_v4=262144,peers=1000000",
+    ),
+    Setting::optional(
+        "secondary_interfaces",
+        "PORTCULLIS_SECONDARY_INTERFACES",
+        "pods' further interfaces: enforce (default) or report",
+    ),
+    Setting::optional(
+        "router_namespaces",
+        "PORTCULLIS_ROUTER_NAMESPACES",
+        "namespaces whose pods may send from any address: vpn,edge-routers",
     ),
 ];
 
