@@ -11,5 +11,6 @@ pub mod demo;
 pub mod netns;
 pub mod objects;
 pub mod packet;
+pub mod raw;
 pub mod tables_by_hand;
 pub mod testrun;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -47,7 +47,7 @@ impl Flow {
         server: &Netns,
         at: SocketAddr,
     ) -> Result<Self> {
-        let listener = server.enter(|| TcpListener::bind(at)).context("listen")?;
+        let listener = listen(server, at).context("listen")?;
         let client = client
             .enter(|| TcpStream::connect_timeout(&to, PATIENCE))
             .with_context(|| format!("connect to {to}"))?;
@@ -60,6 +60,18 @@ impl Flow {
             server,
             sent: 0,
         })
+    }
+
+    /// Ports of the client and of the server, as the client sees them.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke.
+    pub fn ports(&self) -> io::Result<[u16; 2]> {
+        Ok([
+            self.client.local_addr()?.port(),
+            self.client.peer_addr()?.port(),
+        ])
     }
 
     /// Whether a byte from the client gets to the server within `patience`.
@@ -80,6 +92,19 @@ impl Flow {
     pub fn server_speaks(&mut self, patience: Duration) -> io::Result<bool> {
         self.sent = self.sent.wrapping_add(1);
         pass(&mut self.server, &mut self.client, self.sent, patience)
+    }
+}
+
+/// Listens, once the port is free: a process that somebody forks may keep a closed socket for a moment.
+fn listen(netns: &Netns, at: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match netns.enter(|| TcpListener::bind(at)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
     }
 }
 

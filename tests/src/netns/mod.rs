@@ -21,11 +21,13 @@ mod namespace;
 mod node;
 mod paged;
 mod process;
+mod program;
 mod scrape;
 mod server;
 mod table;
 mod traffic;
 mod tun;
+mod wire;
 
 pub use agent::{Agent, Source, binary};
 pub use conversation::Conversation;
@@ -37,11 +39,13 @@ pub use namespace::{Inside, Netns};
 pub use node::{Form, Host, Node, PodSpec};
 pub use paged::{PAGE, send_paged};
 pub use process::Process;
+pub use program::{Attached, Hook, Program};
 pub use scrape::{Page, get};
 pub use server::Servers;
-pub use table::{Expected, Row, check, expect};
+pub use table::{Expected, Row, check, expect, wrong};
 pub use traffic::{Family, Outcome, Probe, What, measure, probe};
 pub use tun::Tunnel;
+pub use wire::{Injector, Sniffer};
 
 /// Says why these tests cannot run here.
 ///

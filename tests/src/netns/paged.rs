@@ -7,6 +7,7 @@ use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Netns;
+use super::wire::link_address;
 
 /// A frame shorter than a page is linear, whatever its sender wants.
 pub const PAGE: usize = 4096;
@@ -66,15 +67,4 @@ fn set_vnet_hdr(socket: &Socket) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
-}
-
-fn link_address(index: u32, protocol_be: u16) -> socket2::SockAddr {
-    let mut storage = socket2::SockAddrStorage::zeroed();
-    // SAFETY: `sockaddr_ll` is one of the system's address types, for which zeros are valid.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = protocol_be;
-    address.sll_ifindex = index.cast_signed();
-    // SAFETY: it was just filled as an address of this length.
-    unsafe { socket2::SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }

@@ -45,6 +45,19 @@ pub fn check(when: &str, rows: &[Expected<'_>]) {
 /// When an exchange is not as expected.
 #[track_caller]
 pub fn expect(when: &str, rows: &[Row<'_>]) {
+    let wrong = wrong(rows);
+    assert!(
+        wrong.is_empty(),
+        "{when}: {} of {} exchanges are wrong:\n{}",
+        wrong.len(),
+        rows.len() * Family::ALL.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Tries every row in both families, all at once, and says which exchanges are not as expected.
+#[must_use]
+pub fn wrong(rows: &[Row<'_>]) -> Vec<String> {
     let cells: Vec<_> = rows
         .iter()
         .flat_map(|row| Family::ALL.map(|family| (row, family)))
@@ -61,7 +74,7 @@ pub fn expect(when: &str, rows: &[Row<'_>]) {
             },
         })
         .collect();
-    let wrong: Vec<_> = cells
+    cells
         .iter()
         .zip(measure(&probes))
         .filter(|(((.., expected), _), outcome)| outcome != expected)
@@ -72,12 +85,5 @@ pub fn expect(when: &str, rows: &[Row<'_>]) {
                 from.name()
             )
         })
-        .collect();
-    assert!(
-        wrong.is_empty(),
-        "{when}: {} of {} exchanges are wrong:\n{}",
-        wrong.len(),
-        cells.len(),
-        wrong.join("\n")
-    );
+        .collect()
 }
