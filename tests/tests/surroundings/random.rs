@@ -9,7 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use policy_agent::datastore::convert;
 use policy_common::verdict::Direction;
-use policy_core::model::{Change, LocalEndpoint, Namespace, ObjectName, Pod, Protocol};
+use policy_core::model::{
+    Change, LocalEndpoint, Namespace, ObjectName, Origin, Pod, Protocol, Subject,
+};
 use policy_core::oracle::Cluster;
 use portcullis_tests::netns::{Family, Host, Outcome, PATIENCE, Probe, SILENCE, What, measure};
 use portcullis_tests::objects;
@@ -153,6 +155,8 @@ fn cluster(cast: &Cast) -> Cluster {
             interface: "eth0".to_owned(),
             pod,
             addresses: host.addresses().to_vec(),
+            subject: Subject::Current,
+            origin: Origin::Announced,
             is_router: false,
             records: false,
         }));
