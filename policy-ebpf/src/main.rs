@@ -371,7 +371,11 @@ fn judge_slowly<F: Family, const D: u8>(
         let context = TcContext::new(skb);
         scratch.source = service::hidden_source::<F>(&context, scratch.packet.saddr);
     }
-    let reason = slow_reason::<F, D>(skb, &subject, scratch);
+    let mut reason = slow_reason::<F, D>(skb, &subject, scratch);
+    // What is only recorded is never dropped, whatever became of its record.
+    if matches!(reason.verdict(), Verdict::Drop) && !subject.is_isolated() {
+        reason = Reason::NotIsolated;
+    }
     let Scratch {
         packet, decision, ..
     } = scratch;

@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, Map, ProgramArray};
+use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use policy_agent::dataplane::{CounterRow, Dataplane, DataplaneConfig};
@@ -201,20 +200,6 @@ impl Machine {
         }])
     }
 
-    /// Says whose a single address is (`Guard::kind`); nobody's where there is no kind.
-    pub fn put_guard(&mut self, address: IpAddr, kind: Option<u32>) -> Result<()> {
-        let (name, octets) = match address {
-            IpAddr::V4(v4) => ("guarded_v4", v4.octets().to_vec()),
-            IpAddr::V6(v6) => ("guarded_v6", v6.octets().to_vec()),
-        };
-        let map = self.dataplane.ebpf_mut().map_mut(name).context(name)?;
-        if let Ok(octets) = <[u8; 4]>::try_from(&*octets) {
-            put_guard(map, octets, kind)
-        } else {
-            put_guard(map, <[u8; 16]>::try_from(&*octets)?, kind)
-        }
-    }
-
     /// A program of the object.
     pub fn program(&mut self, name: &str) -> Result<&SchedClassifier> {
         Ok(self
@@ -232,15 +217,6 @@ impl Machine {
             .map(|row| ((row.direction, row.reason), row.packets))
             .collect())
     }
-}
-
-fn put_guard<A: aya::Pod>(map: &mut Map, address: A, kind: Option<u32>) -> Result<()> {
-    let mut trie: LpmTrie<_, A, u32> = map.try_into()?;
-    let key = Key::new(size_of::<A>() as u32 * 8, address);
-    Ok(match kind {
-        Some(kind) => trie.insert(&key, kind, 0)?,
-        None => trie.remove(&key)?,
-    })
 }
 
 /// What a packet carries beside its bytes.

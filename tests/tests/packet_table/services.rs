@@ -43,8 +43,11 @@ impl World {
     /// The pod with an address that is translated later.
     fn with_service() -> Self {
         let mut world = Self::new();
-        for address in SERVICE.into_iter().chain(NODE) {
+        for address in SERVICE {
             world.machine.put_service(address).unwrap();
+        }
+        for address in NODE {
+            world.put_node_address(address);
         }
         world
     }

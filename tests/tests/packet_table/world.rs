@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::protocol::{SCTP, TCP, UDP};
+use policy_common::guard::Guard;
 use policy_common::service::ServiceAddress;
 use policy_common::verdict::{Direction, Reason};
 use policy_core::op::Op;
@@ -128,12 +129,15 @@ impl World {
 
     /// Says whose an address is.
     pub(crate) fn guard(&mut self, address: IpAddr, kind: u32) {
-        self.machine.put_guard(address, Some(kind)).unwrap();
+        let row = Guard { kind };
+        let prefix = address.into();
+        self.machine.apply(&[Op::PutGuard { prefix, row }]).unwrap();
     }
 
     /// Makes an address nobody's.
     pub(crate) fn unguard(&mut self, address: IpAddr) {
-        self.machine.put_guard(address, None).unwrap();
+        let prefix = address.into();
+        self.machine.apply(&[Op::DeleteGuard { prefix }]).unwrap();
     }
 
     /// Makes an address one of this node's.
