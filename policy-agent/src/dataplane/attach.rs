@@ -365,15 +365,25 @@ fn attach_program(
     let mut place = None;
     match mode {
         Mode::Tcx => {
-            // The kernel takes a program only once, so that one which others are before has to go first. What
-            // comes between is not judged, as it need not have been since the others came.
-            if let Ok(Place::NotFirst(_)) = hook::by_tcx(ifindex, &hook, site.ours) {
+            // The kernel takes a program only once, so that one which others are before has to go first. Meanwhile a
+            // filter stands in for it, behind the others as it was itself: a packet that meets both comes to the same.
+            let is_behind = matches!(
+                hook::by_tcx(ifindex, &hook, site.ours),
+                Ok(Place::NotFirst(_))
+            );
+            if is_behind {
+                if let Err(error) = stand_in(site, ifindex, &interface, program, seen) {
+                    tracing::warn!(interface, %error, "no filter stands in while a program moves before others");
+                }
                 remove_pin(&pin).map_err(explained)?;
                 drop(site.held.remove(program.name));
             }
             let loaded = site.program(program.name)?;
             let link = attach_tcx(loaded, &interface, program.side, &pin).map_err(explained)?;
             attachment.links.insert(program.name, link);
+            if is_behind {
+                detach_filter(site.tc, ifindex, program);
+            }
         }
         Mode::Clsact => {
             clsact::add(site.bpffs, ifindex, &interface)
@@ -402,6 +412,27 @@ fn attach_program(
         Mode::Clsact => Mode::Tcx,
     };
     remove_pin(&pin_path(site.bpffs, ifindex, program.pin, other)).map_err(explained)
+}
+
+/// Attaches a filter in addition to a program's TCX link, which is about to move.
+fn stand_in(
+    site: &mut Site<'_>,
+    ifindex: u32,
+    interface: &str,
+    program: &Program,
+    seen: &Seen,
+) -> Result<(), AttachError> {
+    if seen.qdisc == Qdisc::Ingress {
+        return Err(AttachError::IngressQdisc {
+            interface: interface.to_owned(),
+        });
+    }
+    let pin = pin_path(site.bpffs, ifindex, program.pin, Mode::Clsact);
+    let explained = |failure| explain(failure, program.name, ifindex, interface, &pin);
+    clsact::add(site.bpffs, ifindex, interface)
+        .map_err(|error| explained(ProgramError::from(error).into()))?;
+    let loaded = site.program(program.name)?;
+    attach_clsact(loaded, interface, program, PRIORITY, &pin).map_err(explained)
 }
 
 /// Where a program goes among filters.
