@@ -41,8 +41,8 @@ impl Sight {
         if self != Self::Nothing {
             // Whoever asks for a packet's connection makes the kernel track them all.
             let rules = "table inet pcl-track {\n\
-                 chain all { type filter hook forward priority 0; ct state established counter accept; }\n\
-                 chain own { type filter hook output priority 0; ct state established counter accept; }\n\
+                 chain forwarded { type filter hook forward priority 0; ct state established counter accept; }\n\
+                 chain sent { type filter hook output priority 0; ct state established counter accept; }\n\
                  }";
             node.script("nft", &["-f", "-"], rules).unwrap();
         }
