@@ -142,8 +142,8 @@ fn an_endpoints_row_is_written_again() {
     let (agent, ifindex) = enforced(&cast);
     await_repair(&cast, &agent, "endpoint_row", || {
         let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();
-        let mut rows: Array<_, [u64; 5]> = Map::Array(data).try_into().unwrap();
-        rows.set(ifindex, [0; 5], 0).unwrap();
+        let mut rows: Array<_, [u64; 6]> = Map::Array(data).try_into().unwrap();
+        rows.set(ifindex, [0; 6], 0).unwrap();
     });
     assert_enforced(&cast, "written again");
 }
