@@ -323,11 +323,15 @@ fn a_filter_before_ours_hides_nothing() {
             }
             _ => agent,
         };
+        let pass = Program {
+            action: 0,
+            ..Program::default()
+        };
+        let mut attached = None;
         await_repair(&cast, &agent, "program", || {
-            let pass =
-                "tc filter add dev pcl-veth2 egress prio 3 protocol all matchall action pass";
-            let add = ["-c", pass];
-            cast.node.netns().script("sh", &add, "").unwrap();
+            let pins = cast.node.bpffs().join("foreign");
+            let pass = pass.attach(cast.node.netns(), DB, false, Hook::Clsact(3), &pins);
+            attached = Some(pass.unwrap());
         });
         assert_enforced(&cast, "with a filter that passes everything");
         let status = agent.status().unwrap();
