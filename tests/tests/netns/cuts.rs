@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Cast, DENY_INGRESS, Form, Host, What, check, in_both_forms};
+use super::{Cast, Form, Host, What, check, in_both_forms};
 use What::{Ping, Tcp, Udp};
 use portcullis_tests::netns::kube_proxy::{KubeProxy, Mode, Protocol, ServicePort};
 use portcullis_tests::netns::{Agent, Conversation, Family, Flow, PATIENCE, SILENCE};
@@ -41,8 +41,8 @@ impl Sight {
         if self != Self::Nothing {
             // Whoever asks for a packet's connection makes the kernel track them all.
             let rules = "table inet pcl-track {\n\
-                 chain all { type filter hook forward priority 0; ct state established counter accept; }\n\
-                 chain own { type filter hook output priority 0; ct state established counter accept; }\n\
+                 chain forwarded { type filter hook forward priority 0; ct state established counter accept; }\n\
+                 chain sent { type filter hook output priority 0; ct state established counter accept; }\n\
                  }";
             node.script("nft", &["-f", "-"], rules).unwrap();
         }
@@ -375,7 +375,6 @@ fn what_is_allowed_goes_on_without_a_lost_datagram(form: Form) {
             .into_iter()
             .map(|talk| talk.stream().unwrap())
             .collect();
-        cast.policy("default-deny", DENY_INGRESS);
         for _ in 0..3 {
             cast.policy(
                 "web-to-db",
@@ -386,7 +385,6 @@ fn what_is_allowed_goes_on_without_a_lost_datagram(form: Form) {
                 "db-is-asked",
                 "{podSelector: {matchLabels: {app: web}}, ingress: [{}]}",
             );
-            cast.no_policy("default-deny");
             agent.sync().unwrap();
             streams[0].wait_for_more(50);
             cast.no_policy("web-to-db");

@@ -7,14 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{SchedClassifier, TcAttachType};
 use policy_common::map;
 
 use super::{Cast, DENY_INGRESS, Form, What, check, in_both_forms};
 use What::Tcp;
-use portcullis_tests::netns::{Agent, PATIENCE, get};
+use portcullis_tests::netns::{Agent, Hook, PATIENCE, Program, get};
 
 in_both_forms! {
     a_detached_program_is_attached_again
@@ -142,8 +141,8 @@ fn an_endpoints_row_is_written_again() {
     let (agent, ifindex) = enforced(&cast);
     await_repair(&cast, &agent, "endpoint_row", || {
         let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();
-        let mut rows: Array<_, [u64; 5]> = Map::Array(data).try_into().unwrap();
-        rows.set(ifindex, [0; 5], 0).unwrap();
+        let mut rows: Array<_, [u64; 6]> = Map::Array(data).try_into().unwrap();
+        rows.set(ifindex, [0; 6], 0).unwrap();
     });
     assert_enforced(&cast, "written again");
 }
@@ -152,25 +151,16 @@ fn an_endpoints_row_is_written_again() {
 fn ours_is_the_first_program_again() {
     let cast = Cast::new(Form::Routed);
     let (agent, _) = enforced(&cast);
-    let status = agent.status().unwrap();
-    let pin = cast.node.bpffs().join("other");
-    let id = status.programs[0].from_pod_program_id.to_string();
-    let pin_name = pin.display().to_string();
-    let bpftool = cast
-        .node
-        .netns()
-        .script("bpftool", &["prog", "pin", "id", &id, &pin_name], "");
-    bpftool.unwrap();
-    // Any program will do; where `to_pod` is, this one drops what is from another address than db's.
-    let mut other = SchedClassifier::from_pin(&pin).unwrap();
-    fs::remove_file(&pin).unwrap();
+    // It lets everything through, and has nobody asked after it.
+    let other = Program {
+        action: 0,
+        ..Program::default()
+    };
+    let mut attached = None;
     await_repair(&cast, &agent, "program", || {
-        cast.node.netns().enter(|| {
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            other
-                .attach_with_options(DB, TcAttachType::Egress, order)
-                .unwrap();
-        });
+        let pins = cast.node.bpffs().join("foreign");
+        let other = other.attach(cast.node.netns(), DB, false, Hook::TcxFirst, &pins);
+        attached = Some(other.unwrap());
     });
     let (_, programs) = cast
         .node
@@ -181,8 +171,9 @@ fn ours_is_the_first_program_again() {
         .iter()
         .filter_map(|program| program.name_as_str())
         .collect();
-    assert_eq!(names, ["to_pod", "from_pod"]);
-    drop(other);
+    assert_eq!((names[0], names.len()), ("to_pod", 2), "{names:?}");
+    assert_enforced(&cast, "before the other");
+    drop(attached);
     assert_enforced(&cast, "alone again");
 }
 
@@ -332,11 +323,15 @@ fn a_filter_before_ours_hides_nothing() {
             }
             _ => agent,
         };
+        let pass = Program {
+            action: 0,
+            ..Program::default()
+        };
+        let mut attached = None;
         await_repair(&cast, &agent, "program", || {
-            let pass =
-                "tc filter add dev pcl-veth2 egress prio 3 protocol all matchall action pass";
-            let add = ["-c", pass];
-            cast.node.netns().script("sh", &add, "").unwrap();
+            let pins = cast.node.bpffs().join("foreign");
+            let pass = pass.attach(cast.node.netns(), DB, false, Hook::Clsact(3), &pins);
+            attached = Some(pass.unwrap());
         });
         assert_enforced(&cast, "with a filter that passes everything");
         let status = agent.status().unwrap();

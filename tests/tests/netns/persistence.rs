@@ -44,7 +44,7 @@ fn flows(cast: &Cast, table: &str) -> BTreeMap<[u8; 16], FlowRow> {
 /// Endpoints' ids by ifindex.
 fn endpoint_ids(cast: &Cast) -> BTreeMap<u32, u32> {
     let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();
-    let rows: aya::maps::Array<_, [u64; 5]> = Map::Array(data).try_into().unwrap();
+    let rows: aya::maps::Array<_, [u64; 6]> = Map::Array(data).try_into().unwrap();
     let rows = (0..).zip(rows.iter().map(Result::unwrap));
     rows.map(|(ifindex, row)| (ifindex, bytemuck::cast::<_, Endpoint>(row).id))
         .filter(|(_, id)| *id != 0)
@@ -371,11 +371,11 @@ fn a_changeover_that_was_interrupted_is_ended() {
 /// As an agent would find them whose rules lie in the tables in another way.
 pub(super) fn mark_as_other_layout(cast: &Cast) {
     let data = MapData::from_pin(cast.node.bpffs().join(map::ENDPOINTS.name)).unwrap();
-    let mut rows: aya::maps::Array<_, [u64; 5]> = Map::Array(data).try_into().unwrap();
+    let mut rows: aya::maps::Array<_, [u64; 6]> = Map::Array(data).try_into().unwrap();
     let mut head: Endpoint = bytemuck::cast(rows.get(&0, 0).unwrap());
     assert_eq!(head.flags, map::LAYOUT);
     head.flags += 1;
-    rows.set(0, bytemuck::cast::<_, [u64; 5]>(head), 0).unwrap();
+    rows.set(0, bytemuck::cast::<_, [u64; 6]>(head), 0).unwrap();
 }
 
 fn an_agent_may_die_in_the_middle_of_a_plan(form: Form) {

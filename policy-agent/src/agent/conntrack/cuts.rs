@@ -18,8 +18,9 @@ use super::conversation::{Subject, Surroundings};
 use super::worker::Question;
 use crate::agent::backoff::Backoff;
 
-/// How long an operation waits at most.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long an operation waits at most. The kernel walks its whole table for each question, which takes some milliseconds, and
+/// a multiple of that on a node whose CPUs are busy.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether the programs keep the endpoint's flows.
 fn is_tracked(row: &Endpoint) -> bool {
