@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
+use nix::net::if_::if_nametoindex;
 use policy_common::endpoint::Endpoint;
 use policy_common::flow::{Flow as FlowRow, FlowKeyV4, FlowState, protocol};
 use policy_common::map;
@@ -88,6 +89,10 @@ fn assert_tidy(cast: &Cast) {
     });
     let mut wanted: BTreeSet<PathBuf> = tables.chain(links).collect();
     wanted.insert("links".into());
+    if cast.node.form() == Form::Bridge {
+        let bridge = cast.node.netns().enter(|| if_nametoindex("cni0").unwrap());
+        wanted.insert(format!("links/{bridge}-from_node").into());
+    }
     await_that("nothing but what is in use is pinned", || {
         let found = pins(cast);
         let odd: Vec<_> = found.symmetric_difference(&wanted).cloned().collect();
