@@ -8,6 +8,7 @@ use crate::event::now;
 use crate::family::Family;
 use crate::maps::FRAGMENTS;
 use crate::packet::Packet;
+use crate::scratch::{self, Scratch};
 
 #[inline(always)]
 fn key<F: Family>(packet: &Packet<F>) -> FragmentKey {
@@ -39,6 +40,16 @@ pub(crate) fn remember<F: Family>(packet: &Packet<F>) -> u32 {
         _pad: [0; 3],
     };
     FRAGMENTS.insert(key(packet), ports, BPF_ANY as u64).is_ok() as u32
+}
+
+/// As [`remember`], of an ICMP error in [`Scratch`] that passed, where it is a first fragment. Not called from where that is
+/// decided, for the sake of the stack.
+#[inline(never)]
+pub(crate) fn remember_error<F: Family>() -> u32 {
+    match scratch::memory::<Scratch<F>>() {
+        Some(scratch) if scratch.packet.fragment.is_first() => remember(&scratch.packet),
+        _ => 0,
+    }
 }
 
 /// Gives a later fragment the protocol and ports of its datagram; 0 when its first fragment was not

@@ -235,6 +235,9 @@ fn judge_ip<F: Family, const D: u8>(skb: &TcContext, subject: &Subject) -> u32 {
         }
         if reason == ICMP_ERROR {
             reason = judge_icmp_error::<F>(skb.skb.skb, subject.row);
+            if reason != UNDECIDED {
+                fragment::remember_error::<F>();
+            }
         }
     }
     match reason {
@@ -336,9 +339,6 @@ fn judge_icmp_error<F: Family>(skb: *mut __sk_buff, row: *const Endpoint) -> u32
         && let Some(deferred) =
             flow::is_allowed::<F>(&subject, &scratch.quoted, &mut scratch.decision)
     {
-        if scratch.packet.fragment.is_first() {
-            fragment::remember(&scratch.packet);
-        }
         return if deferred && matches!(scratch.packet.direction, Direction::Egress) {
             carrier::defer::<F>(&skb, &scratch.quoted);
             DEFERRED
