@@ -110,15 +110,18 @@ fn source_seen(client: &Host, server: &Host, address: IpAddr, port: u16) -> IpAd
 fn forged_sources_are_dropped(form: Form) {
     let cast = Cast::new(form);
     let (tool, db) = (&cast.tool, &cast.db);
-    // Addresses that are not on the pod's interface, hence not its own.
-    let forged: [IpAddr; 2] = [
-        "10.244.0.99".parse().unwrap(),
-        "fd00:10:244::99".parse().unwrap(),
+    // Another pod's addresses, and some that are nobody's: those a router may use that no policy isolates.
+    let forged = cast.web.addresses();
+    let nobodys: [IpAddr; 2] = [
+        "10.8.0.99".parse().unwrap(),
+        "fd00:10:8::99".parse().unwrap(),
     ];
     let [v4, v6] = forged;
+    let [router_v4, router_v6] = nobodys;
     tool.netns()
         .ip(&format!(
-            "address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad"
+            "address add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad\n\
+             address add {router_v4}/32 dev lo\naddress add {router_v6}/128 dev lo nodad"
         ))
         .unwrap();
     // Bound once: a process that another test forks may keep a closed socket for a moment.
@@ -155,6 +158,9 @@ fn forged_sources_are_dropped(form: Form) {
             Some(own),
             "the pod's own address"
         );
+    }
+    for (source, (_, _, destination)) in nobodys.into_iter().zip(pairs) {
+        assert_eq!(arrives(source, destination), Some(source), "a router's");
     }
     let counters = agent.status().unwrap().counters;
     let spoofed = counters
