@@ -31,8 +31,8 @@ pub const fn encode(slot: u32, entropy: u32) -> u32 {
 #[must_use]
 pub const fn decode(hash: u32) -> u32 {
     let entropy = hash >> (SLOT_BITS + CHECK_BITS);
-    let value = (hash ^ mask(entropy)) & (1 << (SLOT_BITS + CHECK_BITS)) - 1;
-    if value & (1 << CHECK_BITS) - 1 == CHECK {
+    let value = (hash ^ mask(entropy)) & ((1 << (SLOT_BITS + CHECK_BITS)) - 1);
+    if value & ((1 << CHECK_BITS) - 1) == CHECK {
         value >> CHECK_BITS
     } else {
         0

@@ -1529,7 +1529,8 @@ fn a_device_that_leads_to_a_pods_namespace_is_the_pods() {
         .engine
         .changed(vec![service("dns", &["10.96.0.10"])]);
     fixture.step();
-    let rows: [(&[&str], &[[u8; 4]], &[&str]); 5] = [
+    type Row<'a> = (&'a [&'a str], &'a [[u8; 4]], &'a [&'a str]);
+    let rows: [Row<'_>; 5] = [
         (&[], &[[169, 254, 172, 5]], &["169.254.172.5"]),
         (&["10.9.0.2"], &[], &["10.9.0.2"]),
         (&["10.0.0.2"], &[], &[]),

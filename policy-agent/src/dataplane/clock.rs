@@ -61,6 +61,6 @@ mod tests {
         let kernels: u64 = kernels.expect("a line").parse().expect("a number");
         let hz = super::jiffies_per_second();
         let less = ((kernels >> super::shift(hz)) as u32).wrapping_sub(ours);
-        assert!(less < 5 * hz >> super::shift(hz), "{less} less");
+        assert!(less < (5 * hz) >> super::shift(hz), "{less} less");
     }
 }

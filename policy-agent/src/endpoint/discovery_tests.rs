@@ -164,7 +164,7 @@ fn finds_and_follows_pod_interfaces() {
             [address("10.9.0.5"), address("fd00:9::5")],
             "no link-local address"
         );
-        assert!(Device::of(&first).is(&now));
+        assert!(Device::of(&first).is(now));
 
         // Not pods: both ends on the node, and other kinds of interface.
         ip(&[

@@ -88,7 +88,7 @@ impl Fixture {
 fn an_endpoint_is_asked_about_before_and_after_it_is_isolated() {
     let mut fixture = Fixture::new();
     let quiet = put(3, 0, 0);
-    assert_eq!(fixture.wait(&[quiet.clone()], false), None);
+    assert_eq!(fixture.wait(std::slice::from_ref(&quiet), false), None);
     fixture.apply(&quiet);
     let plan = [put(3, 9, 0), put(4, 9, 0)];
     let until = fixture.wait(&plan, false).expect("waits");
