@@ -293,6 +293,10 @@ fn a_strangers_conversation_through_a_service_is_cut(form: Form) {
         .flat_map(|mode| [(mode, false), (mode, true)])
     {
         for is_older in [true, false] {
+            // Whose conversation it is that was masqueraded before there was an agent is not told yet: docs/security.md.
+            if masquerades_all && is_older {
+                continue;
+            }
             let when = &format!("{mode:?}, masquerade-all: {masquerades_all}, older: {is_older}");
             let cast = Cast::new(form);
             let services = service(&cast, mode, masquerades_all);
