@@ -20,7 +20,7 @@ const MARK: &str = "portcullis-guest:";
 const BOOTS: u32 = 3;
 
 /// Seconds that a guest may take: many times what it needs.
-const PATIENCE: &str = "600";
+const PATIENCE: &str = "1800";
 
 /// The guest's init.
 pub(crate) fn init(modules: &[String], tests: &[&str], filter: Option<&str>) -> String {
