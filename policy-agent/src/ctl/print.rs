@@ -407,10 +407,10 @@ mod tests {
         let failing = exit("tun0", "attaching", Some("no such device"));
         assert_eq!(exits(std::slice::from_ref(&attached), false), "");
         let both = [attached, failing];
-        let row = "tun0        2         attaching: no such device\n";
+        let row = "tun0        2         exit      attaching: no such device\n";
         assert_eq!(
             exits(&both, false),
-            format!("\nEXITS\nINTERFACE   IFINDEX   STATE\n{row}")
+            format!("\nEXITS\nINTERFACE   IFINDEX   PROGRAM   STATE\n{row}")
         );
         assert!(exits(&both, true).contains("eth0 "));
     }
