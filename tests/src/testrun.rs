@@ -179,6 +179,18 @@ impl Machine {
             .repeat(&next, ifindex, frame, carried, times)
     }
 
+    /// Whether this kernel's test runs take the interface that a packet came in by. Says so where they do not: Linux 5.10.
+    pub fn takes_ingress(&mut self) -> Result<bool> {
+        let program = self.program("from_node")?;
+        let takes = run_from(program, LOOPBACK, &[0; 64], LOOPBACK, 1).is_ok();
+        if !takes {
+            println!(
+                "SKIPPED: test runs of this kernel take no interface that a packet came in by"
+            );
+        }
+        Ok(takes)
+    }
+
     fn program_fd(&mut self, name: &str) -> Result<ProgramFd> {
         Ok(self.program(name)?.fd()?.try_clone()?)
     }
