@@ -122,7 +122,10 @@ fn nothing_is_left_and_traffic_is_not_judged(form: Form) {
             "removed file {}/agent.lock\n",
             node.run_directory().display()
         ),
-        &format!("let go of the {programs} programs and {maps} maps"),
+        &format!(
+            "let go of the {} programs and {maps} maps",
+            programs + usize::from(form == Form::Bridge)
+        ),
     ] {
         assert!(out.contains(part), "{part} in {out}");
     }
