@@ -18,7 +18,7 @@ use crate::policy::{Decision, classify};
 use crate::{EGRESS, carrier, service};
 
 /// The fast path: whether the packet belongs to a live flow that was allowed in the current epoch, and says nothing about
-/// the connection's life. `one_way` says to look among flows that were seen one way only first.
+/// the connection's life.
 #[inline(always)]
 pub(crate) fn established<F: Family, const D: u8>(
     subject: &Subject,

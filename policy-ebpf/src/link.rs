@@ -159,8 +159,8 @@ fn forbidden<F: Family>(subject: &Subject, scratch: &Scratch<F>) -> u32 {
     }
 }
 
-/// Judges what may be talk on the link, in [`Scratch`]: a reason, `ADVERTISED` for [`judge_advertisement`], or `PARSED` where it is judged as any other packet.
-/// Its source is checked already.
+/// Judges what may be talk on the link, in [`Scratch`]: a reason, `ADVERTISED` for [`judge_advertisement`], or `PARSED`
+/// where it is judged as any other packet. Its source is checked already.
 #[inline(never)]
 pub(crate) fn judge_neighbour_message(
     skb: *mut __sk_buff,
