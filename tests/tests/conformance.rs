@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use policy_agent::datastore::convert;
+use policy_common::carrier::Tag;
 use policy_common::verdict::Direction;
 use policy_core::model::{
     Change, Labels, LocalEndpoint, NamedPort, Namespace, ObjectName, Origin, Pod, Protocol, Subject,
@@ -26,8 +27,8 @@ use policy_core::op::Op;
 use policy_core::oracle::Cluster;
 use policy_core::tables::Tables;
 use policy_core::{Compiler, Limits};
-use portcullis_tests::packet::{Kind, flags, frame};
-use portcullis_tests::testrun::{LOOPBACK, Machine};
+use portcullis_tests::packet::{ETH, Kind, flags, frame};
+use portcullis_tests::testrun::{Carried, LOOPBACK, Machine};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -109,6 +110,13 @@ struct World<'m> {
     /// Ports of cells so far: cases share flow tables and endpoint ids, so that no two cells of the
     /// whole run may look like one connection.
     cell: &'m mut u32,
+}
+
+/// Who sent an IPv4 packet, behind its Ethernet header.
+fn packet_source(packet: &[u8]) -> IpAddr {
+    const SOURCE: usize = ETH + 12;
+    let octets: [u8; 4] = packet[SOURCE..SOURCE + 4].try_into().unwrap();
+    octets.into()
 }
 
 impl World<'_> {
@@ -198,6 +206,19 @@ impl World<'_> {
                 endpoint,
             }])
             .unwrap();
+        if direction == Direction::Ingress {
+            // As it comes from this pod: what comes to itself has to come from itself.
+            let carried = Carried {
+                tag: Tag::SENT | endpoint.id & Tag::SLOT,
+                ingress: LOOPBACK,
+                ..Carried::default()
+            };
+            let from_itself = packet_source(packet) == self.address(pod);
+            if from_itself {
+                let passage = self.machine.pass("to_pod", LOOPBACK, packet, carried);
+                return passage.unwrap().passed;
+            }
+        }
         match self
             .machine
             .repeat(direction, LOOPBACK, packet, 1)

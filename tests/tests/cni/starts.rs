@@ -164,8 +164,12 @@ fn what_was_announced_outlives_the_agent(plugin: &str) {
 /// The veth's name, which is the last interface without a sandbox.
 pub(crate) fn host_interface(pod: &Sandbox) -> String {
     let interfaces = pod.result()["interfaces"].as_array().unwrap();
-    let on_host =
-        |interface: &&serde_json::Value| interface["sandbox"].as_str().is_none_or(str::is_empty);
+    // Not the bridge, nor the ifb that `bandwidth` adds.
+    let on_host = |interface: &&serde_json::Value| {
+        let name = interface["name"].as_str();
+        interface["sandbox"].as_str().is_none_or(str::is_empty)
+            && name.is_some_and(|name| name.starts_with("veth"))
+    };
     let last = interfaces.iter().rev().find(on_host).unwrap();
     last["name"].as_str().unwrap().to_owned()
 }
