@@ -230,8 +230,13 @@ fn ear() -> Socket {
 fn hear(ear: &Socket, watched: &[IpAddr], shared: &Shared) {
     let mut buffer = [MaybeUninit::uninit(); 2048];
     while !shared.stop.load(Ordering::Relaxed) {
-        let Ok((length, _)) = ear.recv_from(&mut buffer) else {
+        let there = ear.recv_from_with_flags(&mut buffer, libc::MSG_DONTWAIT);
+        let received = there.or_else(|_| {
+            // Nothing waits. There may never be silence: what is sent is heard, too.
             shared.drained.fetch_add(1, Ordering::Relaxed);
+            ear.recv_from(&mut buffer)
+        });
+        let Ok((length, _)) = received else {
             continue;
         };
         let packet: Vec<u8> = buffer[..length]
